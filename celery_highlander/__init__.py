@@ -1,0 +1,59 @@
+"""There can be only one: Celery singletons elected through PostgreSQL. The public names, and nothing else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_highlander.errors import (
+        ConfigurationError,
+        HighlanderError,
+        LockSessionError,
+        StaleTermError,
+    )
+    from celery_highlander.store.fencing import fence
+    from celery_highlander.worker.highlander import Highlander
+    from celery_highlander.worker.leadership import Leadership
+    from celery_highlander.worker.signals import leader_elected, leader_stepped_down, leadership_lost
+
+__all__ = [
+    "ConfigurationError",
+    "Highlander",
+    "HighlanderError",
+    "Leadership",
+    "LockSessionError",
+    "StaleTermError",
+    "fence",
+    "leader_elected",
+    "leader_stepped_down",
+    "leadership_lost",
+]
+
+_HOMES = {
+    "ConfigurationError": "errors",
+    "Highlander": "worker.highlander",
+    "HighlanderError": "errors",
+    "Leadership": "worker.leadership",
+    "LockSessionError": "errors",
+    "StaleTermError": "errors",
+    "fence": "store.fencing",
+    "leader_elected": "worker.signals",
+    "leader_stepped_down": "worker.signals",
+    "leadership_lost": "worker.signals",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the public name is
+    """Import a public name when it is first used: the keeper's process must not import Celery (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("celery-highlander")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

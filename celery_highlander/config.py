@@ -1,0 +1,239 @@
+"""The settings, read once into one frozen object, with every violation reported at once; knows nothing of Celery."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+
+from celery_highlander.election.keys import lock_key
+from celery_highlander.election.lease import Timing
+from celery_highlander.errors import ConfigurationError
+
+PREFIX = "highlander_"
+DEFAULT_QUEUE = "highlander"
+_NAME = re.compile(r"[A-Za-z0-9_.:@/+-]{1,100}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,28}")  # shows in application_name, which holds 63 bytes
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_DRIVERS = ("psycopg2", "psycopg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that may be set, under its name without the prefix `highlander_`; durations are seconds.
+
+    Attributes:
+        url: SQLAlchemy URL of the database, `postgresql+psycopg2://…` or `postgresql+psycopg://…`.
+        engine: instead of it, the dotted path of a function that returns a SQLAlchemy `Engine`: its URL and connect
+            arguments are taken anew for every connection, its pool never.
+        namespace: what keeps the singletons of several applications in one database apart.
+        schema: the database schema of the tables; the role's default one if empty.
+        migrate: create and change the tables at start, where the role may.
+        queues: the queues that only a leader consumes.
+        processes: singleton processes by name, each a dotted path `module:function`.
+        lease_duration: how long a leader may act on its last confirmed heartbeat.
+        heartbeat_interval: from one heartbeat to the next one.
+        heartbeat_timeout: how long a heartbeat may be unanswered before the lock session counts as lost.
+        drain_timeout: how long work that has to stop may take, before it is killed.
+        kill_margin: how long before the lease ends the killing begins.
+        poll_interval: from one try of a standby for the lock to the next one.
+        worker_timeout: how long the worker's main process may be silent before its keeper takes it for frozen.
+        broker_timeout: how long a leader may be without its broker before it steps down from its queues.
+        eligible: whether this node may lead at all (`--highlander-eligible`).
+        priority: nodes of a higher priority lead first (`--highlander-priority`).
+    """
+
+    url: str = field(default="", repr=False)
+    engine: str = ""
+    namespace: str = "celery"
+    schema: str = ""
+    migrate: bool = True
+    queues: tuple[str, ...] = (DEFAULT_QUEUE,)
+    processes: Mapping[str, str] = field(default_factory=dict)
+    lease_duration: float = 6.0
+    heartbeat_interval: float = 1.0
+    heartbeat_timeout: float = 2.0
+    drain_timeout: float = 2.0
+    kill_margin: float = 0.5
+    poll_interval: float = 0.5
+    worker_timeout: float = 3.0
+    broker_timeout: float = 10.0
+    eligible: bool = True
+    priority: int = 0
+
+    @property
+    def timing(self) -> Timing:
+        """The durations of the election."""
+        return Timing(
+            lease=self.lease_duration,
+            heartbeat_interval=self.heartbeat_interval,
+            heartbeat_timeout=self.heartbeat_timeout,
+            drain_timeout=self.drain_timeout,
+            kill_margin=self.kill_margin,
+            poll_interval=self.poll_interval,
+        )
+
+
+DURATIONS = (
+    "lease_duration",
+    "heartbeat_interval",
+    "heartbeat_timeout",
+    "drain_timeout",
+    "kill_margin",
+    "poll_interval",
+    "worker_timeout",
+    "broker_timeout",
+)
+KNOWN = frozenset(spec.name for spec in fields(Settings))
+
+
+def read_settings(get: Callable[[str], object], names: Iterable[str], namespace: str = "celery") -> Settings:
+    """Return the settings that `get` gives for `highlander_…` keys (None: not set).
+
+    Args:
+        get: looks a lower-case key up, such as `app.conf.get`.
+        names: all `highlander_…` keys that the user has set, in lower case, to find the unknown ones.
+        namespace: the namespace where none is set.
+
+    Raises:
+        ConfigurationError: with every violation, each with the value, and what to do.
+    """
+    problems = [_unknown(name) for name in sorted(names) if name.removeprefix(PREFIX) not in KNOWN]
+    given = {name: value for name in KNOWN if (value := get(PREFIX + name)) is not None}
+    given.setdefault("namespace", namespace)
+    problems += _normalise(given)
+    if not problems:
+        settings = Settings(**given)  # type: ignore[arg-type]  # each value was checked one by one
+        problems += _contradictions(settings)
+    if problems:
+        raise ConfigurationError.of(problems)
+    return settings
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, [PREFIX + known for known in KNOWN], n=1, cutoff=0.6)
+    return f"unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else "")
+
+
+def _normalise(given: dict[str, object]) -> list[str]:
+    """Bring each value into its type, in place; return what cannot be."""
+    problems = []
+    for name, value in list(given.items()):
+        full = PREFIX + name
+        if name in DURATIONS:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 86400:
+                problems.append(f"{full} = {value!r} is not a number of seconds above 0 and below a day")
+            else:
+                given[name] = float(value)
+        elif name in ("migrate", "eligible"):
+            if not isinstance(value, bool):
+                problems.append(f"{full} = {value!r} is neither True nor False")
+        elif name == "priority":
+            if isinstance(value, bool) or not isinstance(value, int) or not -999 <= value <= 999:
+                problems.append(f"{full} = {value!r} is not a whole number from -999 to 999")
+        elif name == "queues":
+            problems += _check_queues(given)
+        elif name == "processes":
+            problems += _check_processes(given)
+        elif name == "url":
+            problems += check_url(value)
+        elif not isinstance(value, str):
+            problems.append(f"{full} = {value!r} is not a string")
+        elif name == "namespace" and not _NAMESPACE.fullmatch(value):
+            problems.append(f"{full} = {value!r} is not 1 to 28 letters, digits, '_', '.' or '-'")
+        elif name == "schema" and value and not _SCHEMA.fullmatch(value):
+            problems.append(f"{full} = {value!r} is not a plain lower-case schema name")
+    return problems
+
+
+def _check_queues(given: dict[str, object]) -> list[str]:
+    value = given["queues"]
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return [f"{PREFIX}queues = {value!r} is not a list of queue names; write [{value!r}]"]
+    names = tuple(value)
+    given["queues"] = names
+    bad = [name for name in names if check_name(name)]
+    twice = sorted({name for name in names if names.count(name) > 1 and isinstance(name, str)})
+    return [f"{PREFIX}queues: {check_name(name)}" for name in bad] + [
+        f"{PREFIX}queues names {name!r} twice" for name in twice
+    ]
+
+
+def _check_processes(given: dict[str, object]) -> list[str]:
+    value = given["processes"]
+    if not isinstance(value, Mapping):
+        return [f"{PREFIX}processes = {value!r} is not a mapping of names to dotted paths 'module:function'"]
+    problems = []
+    for name, path in value.items():
+        if check_name(name):
+            problems.append(f"{PREFIX}processes: {check_name(name)}")
+        if not isinstance(path, str) or not re.fullmatch(r"[\w.]+[:.]\w[\w.]*", path):
+            problems.append(f"{PREFIX}processes[{name!r}] = {path!r} is not a dotted path like 'shop.feeds:price_feed'")
+    return problems
+
+
+def check_name(name: object) -> str:
+    """Return what is wrong with a singleton's name, or the empty string."""
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return ""
+    return f"the name {name!r} is not 1 to 100 letters, digits or any of _ . : @ / + -"
+
+
+def check_url(value: object) -> list[str]:
+    """Return what is wrong with a database URL, never showing it: it may hold a password."""
+    if not isinstance(value, str):
+        return [f"{PREFIX}url is of type {type(value).__name__}, not a string like 'postgresql+psycopg2://app@db/shop'"]
+    scheme, separator, _ = value.partition("://")
+    if not separator:
+        return [f"{PREFIX}url has no '://'; it should look like 'postgresql+psycopg2://app@db/shop'"]
+    dialect, _, driver = scheme.partition("+")
+    if dialect not in ("postgresql", "postgres"):
+        return [
+            f"{PREFIX}url is for {scheme!r}, and the lock is a PostgreSQL one: it should look like "
+            "'postgresql+psycopg2://app@db/shop'"
+        ]
+    if dialect == "postgres":
+        return [f"{PREFIX}url begins with 'postgres://', which SQLAlchemy does not know; write 'postgresql://'"]
+    if driver and driver not in _DRIVERS:
+        return [f"{PREFIX}url names the driver {driver!r}; use one of {', '.join(_DRIVERS)}"]
+    return []
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    problems = []
+    timing = settings.timing
+    if timing.needed > timing.lease:
+        problems.append(
+            f"highlander_lease_duration = {timing.lease:g} is too short: heartbeat_interval {timing.heartbeat_interval:g} + "
+            f"heartbeat_timeout {timing.heartbeat_timeout:g} + drain_timeout {timing.drain_timeout:g} + "
+            f"kill_margin {timing.kill_margin:g} = {timing.needed:g} must fit in; lengthen the lease, or shorten those"
+        )
+    if timing.kill_margin < 0.05:
+        problems.append(
+            f"highlander_kill_margin = {timing.kill_margin:g} leaves no time to kill what did not stop; use 0.05 or more"
+        )
+    if settings.worker_timeout < timing.heartbeat_interval:
+        problems.append(
+            f"highlander_worker_timeout = {settings.worker_timeout:g} is shorter than heartbeat_interval = "
+            f"{timing.heartbeat_interval:g}: a busy worker would be taken for frozen"
+        )
+    if settings.url and settings.engine:
+        problems.append("highlander_url and highlander_engine are both set; keep one of them")
+    both = sorted(set(settings.queues) & set(settings.processes))
+    problems += [f"{name!r} is in highlander_queues and in highlander_processes; names are unique" for name in both]
+    return problems
+
+
+def check_names(namespace: str, names: Iterable[str]) -> dict[str, int]:
+    """Return the lock key of each name.
+
+    Raises:
+        ConfigurationError: two names have one key (a hash collision).
+    """
+    keys: dict[int, str] = {}
+    for name in names:
+        other = keys.setdefault(lock_key(namespace, name), name)
+        if other != name:
+            raise ConfigurationError(f"{name!r} and {other!r} have the same lock key; rename one of them")
+    return {name: key for key, name in keys.items()}

@@ -1,0 +1,540 @@
+"""All contests of one node over its one lock session: what to send and when; pure, it knows no clock and no database.
+
+Feed it events through `handle` and do what it returns, in order; call `handle(Tick())` at `next_deadline()`. The
+session is numbered: an answer that belongs to an earlier session must not be fed (`Node.session` tells the current
+number).
+
+Every statement that is under way has `heartbeat_timeout` to be answered. A session that misses it is closed and
+counts as lost: after a client-side time-out nobody knows what the server did, so nothing about that session is
+believed any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+
+from celery_highlander.election import protocol as p
+from celery_highlander.election.lease import Timing
+from celery_highlander.election.placement import Member, fair_share
+
+RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats."""
+
+MEMBERS_INTERVAL = 5.0
+"""Seconds between two looks at who else takes part; a notification makes it look at once."""
+
+STEADY_INTERVALS = 2
+"""How many equal looks at the members it takes before a node gives singletons away to spread them."""
+
+OVERFLOW_HOLD = 60.0
+"""Seconds for which a singleton that nobody else took stays where it is, whatever the shares say."""
+
+
+# -- events, beside those of the contests ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The session that `OpenSession` asked for is open, checked and set up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed:
+    """It could not be opened."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The session broke."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PollRow:
+    """What a poll said of one singleton; `token` is None where it never had a term."""
+
+    name: str
+    granted: bool
+    token: int | None
+    heartbeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """The answer to `Poll`. `stopped` has the tokens, by name, of the awaited predecessors that left their mark."""
+
+    rows: tuple[PollRow, ...]
+    stopped: Mapping[str, int]
+    members: tuple[Member, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TermsBegun:
+    """The answer to `Begin`: name to outcome."""
+
+    outcomes: Mapping[str, p.Begun | p.BeginFailed]
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatAnswered:
+    """The answer to `Heartbeat` if, and only if, every row was renewed on the right backend of a primary."""
+
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LockReleased:
+    """The answer to `ReleaseLock`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarksLeft:
+    """The answer to `LeaveMarks`."""
+
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """Somebody released something, or left a mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class To:
+    """An event for the contest of one singleton, from the worker's side."""
+
+    name: str
+    event: p.Campaign | p.Withdraw | p.WorkStopped
+
+
+NodeEvent = (
+    Connected
+    | ConnectFailed
+    | Disconnected
+    | Polled
+    | TermsBegun
+    | HeartbeatAnswered
+    | LockReleased
+    | MarksLeft
+    | Notified
+    | To
+    | p.Tick
+)
+
+
+# -- effects -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A stopped mark: the work of term `token` of `name` is dead, and why the term ended."""
+
+    name: str
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Open session `number`; answer with `Connected` or `ConnectFailed`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """Close the session, at once and whatever it is doing; no answer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Look at `names`, try for the locks of those in `trying`, look for the marks of `awaited` (name to token)."""
+
+    names: tuple[str, ...]
+    trying: frozenset[str]
+    awaited: Mapping[str, int]
+    members: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unlock:
+    """Give back locks that were granted beyond this node's share; no answer."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Record a term for each of `names`."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Renew the rows of `terms` (name to token); those in `acting` owe their successor only their own lease."""
+
+    terms: Mapping[str, int]
+    acting: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLock:
+    """Leave `mark` (None: none), then unlock, then notify."""
+
+    name: str
+    mark: Mark | None
+    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveMarks:
+    """Leave the marks of terms that ended while there was no session, then notify."""
+
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The work of `name` may act."""
+
+    name: str
+    token: int
+    lease_deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The work of `name` has to stop; it is killed at `kill_deadline` (None: never while the session lives)."""
+
+    name: str
+    token: int
+    reason: str
+    kill_deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill the work of `name`."""
+
+    name: str
+    token: int
+    reason: str
+
+
+NodeEffect = (
+    OpenSession
+    | CloseSession
+    | Poll
+    | Unlock
+    | Begin
+    | Heartbeat
+    | ReleaseLock
+    | LeaveMarks
+    | Start
+    | Stop
+    | Kill
+)
+
+
+class Node:
+    """The contests of one node, and its session's schedule."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        timing: Timing,
+        random: Callable[[], float],
+        node: str = "",
+        priority: int = 0,
+        unmarked: Iterable[Mark] = (),
+    ) -> None:
+        self.timing = timing
+        self.node = node
+        self.priority = priority
+        self.contests: dict[str, p.Contest] = {name: p.Contest() for name in names}
+        self.session = 0  # the number of the current, or last, session
+        self.connected = False
+        self.members: tuple[Member, ...] = ()
+        self._random = random
+        self._connecting = False
+        self._connect_at = -inf
+        self._failures = 0
+        self._unmarked: list[Mark] = list(unmarked)
+        self._under_way: dict[type | tuple[type, str], float] = {}  # statement -> when it was handed out
+        self._renewing: Mapping[str, int] = {}  # the terms of the heartbeat that is under way
+        self._heartbeat_at = -inf
+        self._poll_at = -inf
+        self._members_at = -inf
+        self._steady_looks = 0
+        self._unled_since: dict[str, float] = {}
+        self._hold_until: dict[str, float] = {}
+
+    # -- what the outside may ask --------------------------------------------------------------------------------------
+
+    @property
+    def lease_deadline(self) -> float | None:
+        """Until when everything that acts on this node may act; None where nothing does."""
+        deadlines = [c.term.lease_deadline for c in self.contests.values() if c.term and c.phase in p.AT_WORK]
+        return min(deadlines) if deadlines else None
+
+    @property
+    def idle(self) -> bool:
+        """No work, no lock, no mark that is still to be left."""
+        return not self._unmarked and all(c.phase is p.Phase.STANDBY for c in self.contests.values())
+
+    @property
+    def leaving(self) -> bool:
+        """This node wants to lead nothing any more."""
+        return all(c.resting_until == inf for c in self.contests.values())
+
+    def next_deadline(self, now: float) -> float:
+        """When the next `Tick` is due."""
+        due = min((c.next_deadline(now, self.timing) for c in self.contests.values()), default=inf)
+        if not self.connected:
+            return due if self._connecting else min(due, self._connect_at)
+        if self._under_way:
+            due = min(due, min(self._under_way.values()) + self.timing.heartbeat_timeout)
+        if Heartbeat not in self._under_way:
+            due = min(due, self._heartbeat_at)
+        if Poll not in self._under_way and Begin not in self._under_way:
+            due = min(due, self._poll_at)
+        return due
+
+    # -- the fold ------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: NodeEvent, now: float) -> list[NodeEffect]:
+        """Take in `event` at `now`; return what has to be done, in this order."""
+        effects: list[NodeEffect] = []
+        self._tick(now, effects)  # deadlines first: after a pause nothing else may be believed before them
+        if not self._believable(event):
+            event = p.Tick()
+        match event:
+            case p.Tick():
+                pass
+            case Connected():
+                self._connect(now)
+            case ConnectFailed() | Disconnected():
+                self._disconnect(event.reason, now, effects)
+            case Polled():
+                self._take_poll(event, now, effects)
+            case TermsBegun():
+                self._under_way.pop(Begin, None)
+                for name, outcome in event.outcomes.items():
+                    self._step(name, outcome, now, effects)
+                self._heartbeat_at = -inf  # the new terms' first renewal, and the acting ones' record
+            case HeartbeatAnswered():
+                self._under_way.pop(Heartbeat, None)
+                self._heartbeat_at = max(now, event.sent_at + self.timing.heartbeat_interval)
+                for name, token in self._renewing.items():
+                    contest = self.contests[name]
+                    if contest.phase in p.HOLDING and contest.term and contest.term.token == token:
+                        self._step(name, p.Renewed(event.sent_at), now, effects)
+            case LockReleased():
+                self._under_way.pop((ReleaseLock, event.name), None)
+                self._step(event.name, p.Released(), now, effects)
+            case MarksLeft():
+                self._under_way.pop(LeaveMarks, None)
+                self._unmarked = [mark for mark in self._unmarked if mark not in event.marks]
+            case Notified():
+                self._poll_at = now
+                self._members_at = now
+            case To():
+                self._step(event.name, event.event, now, effects)
+        self._schedule(now, effects)
+        return effects
+
+    def _believable(self, event: NodeEvent) -> bool:
+        """Whether the session that the event tells of is still ours: a deadline may just have closed it."""
+        match event:
+            case p.Tick() | To():
+                return True
+            case Connected() | ConnectFailed():
+                return self._connecting
+            case Disconnected():
+                return self.connected or self._connecting
+            case _:
+                return self.connected
+
+    def _tick(self, now: float, effects: list[NodeEffect]) -> None:
+        for name, contest in self.contests.items():
+            if contest.next_deadline(now, self.timing) <= now or contest.phase is p.Phase.WAITING:
+                self._step(name, p.Tick(), now, effects)
+        overdue = [kind for kind, since in self._under_way.items() if now >= since + self.timing.heartbeat_timeout]
+        if overdue and self.connected:
+            what = "heartbeat" if Heartbeat in overdue else "statement"
+            reason = f"no answer to a {what} for {self.timing.heartbeat_timeout:g} s"
+            effects.append(CloseSession(reason))
+            self._disconnect(reason, now, effects)
+
+    def _step(self, name: str, event: p.Event, now: float, effects: list[NodeEffect]) -> None:
+        self.contests[name], outcome = p.step(self.contests[name], event, now, self.timing)
+        for effect in outcome:
+            match effect:
+                case p.BeginTerm():
+                    pass  # `_take_poll` records all of a poll's terms at once
+                case p.StartWork(token, deadline):
+                    self._heartbeat_at = -inf  # record at once that this term acts
+                    effects.append(Start(name, token, deadline))
+                case p.StopWork(token, reason, deadline_):
+                    effects.append(Stop(name, token, reason, deadline_))
+                case p.KillWork(token, reason):
+                    effects.append(Kill(name, token, reason))
+                case p.Release(mark, reason):
+                    self._under_way[ReleaseLock, name] = now
+                    left = None if mark is None else Mark(name, mark, reason)
+                    effects.append(ReleaseLock(name, left, self.leaving))
+                case p.OweMark(token, reason):
+                    self._unmarked.append(Mark(name, token, reason))
+                case p.AbandonSession(reason):
+                    if self.connected:
+                        effects.append(CloseSession(reason))
+                        self._disconnect(reason, now, effects)
+
+    # -- the session ---------------------------------------------------------------------------------------------------
+
+    def _connect(self, now: float) -> None:
+        self._connecting = False
+        self.connected = True
+        self._failures = 0
+        self._under_way.clear()
+        self._heartbeat_at = now
+        self._poll_at = self._members_at = now
+        self._unled_since.clear()
+
+    def _disconnect(self, reason: str, now: float, effects: list[NodeEffect]) -> None:
+        self._connecting = self.connected = False
+        self._under_way.clear()
+        self.members = ()
+        self._steady_looks = 0
+        delay = RECONNECT_DELAYS[min(self._failures, len(RECONNECT_DELAYS) - 1)]
+        self._failures += 1
+        self._connect_at = now + delay * (1 + self._random() / 2)
+        for name in self.contests:
+            self._step(name, p.SessionLost(reason), now, effects)
+
+    def _schedule(self, now: float, effects: list[NodeEffect]) -> None:
+        if not self.connected:
+            if not self._connecting and now >= self._connect_at:
+                self._connecting = True
+                self.session += 1
+                effects.append(OpenSession(self.session))
+            return
+        if self._unmarked and LeaveMarks not in self._under_way:
+            self._under_way[LeaveMarks] = now
+            effects.append(LeaveMarks(tuple(self._unmarked)))
+        if now >= self._heartbeat_at and Heartbeat not in self._under_way:
+            self._heartbeat(now, effects)
+        if now >= self._poll_at and Poll not in self._under_way and Begin not in self._under_way:
+            self._poll(now, effects)
+
+    def _heartbeat(self, now: float, effects: list[NodeEffect]) -> None:
+        terms = {n: c.term.token for n, c in self.contests.items() if c.term and c.phase in p.HOLDING}
+        if not terms and self._polls(now):
+            self._heartbeat_at = inf  # the polls keep the session alive; a new term sets the time again
+            return
+        self._under_way[Heartbeat] = now
+        self._renewing = terms
+        acting = frozenset(n for n in terms if self.contests[n].phase is not p.Phase.WAITING)
+        effects.append(Heartbeat(terms, acting))
+
+    def _polls(self, now: float) -> bool:
+        return any(c.wants_lock(now) for c in self.contests.values())
+
+    def _poll(self, now: float, effects: list[NodeEffect]) -> None:
+        jitter = 1.0 + self._random() / 2
+        self._poll_at = now + self.timing.poll_interval * jitter
+        names = tuple(n for n, c in self.contests.items() if c.wants_lock(now))
+        awaited = {
+            n: c.term.predecessor
+            for n, c in self.contests.items()
+            if c.phase is p.Phase.WAITING and c.term and c.term.predecessor is not None
+        }
+        members = len(self.contests) > 1 and now >= self._members_at
+        if not (names or awaited or members):
+            if self._heartbeat_at == inf:
+                self._heartbeat_at = now
+            return
+        if members:
+            self._members_at = now + MEMBERS_INTERVAL
+        self._under_way[Poll] = now
+        effects.append(Poll(names, self._trying(names, now), awaited, members))
+
+    # -- placement -----------------------------------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        """How many more singletons this node may take by its share; what it rests from counts for nobody."""
+        share = fair_share(len(self.contests), self.node, self.priority, self.members)
+        held = sum(1 for c in self.contests.values() if c.phase is not p.Phase.STANDBY)
+        return share - held
+
+    def _overdue(self, name: str, now: float) -> bool:
+        """Whether nobody has led this singleton for so long that any node should take it."""
+        contest = self.contests[name]
+        since = self._unled_since.setdefault(name, now)
+        if contest.sighting is not None:
+            since = max(since, contest.sighting.first_seen_at)
+        return now - since > self.timing.heartbeat_interval + self.timing.heartbeat_timeout
+
+    def _trying(self, names: tuple[str, ...], now: float) -> frozenset[str]:
+        if self._room() > 0:
+            return frozenset(names)
+        return frozenset(name for name in names if self._overdue(name, now))
+
+    def _take_poll(self, event: Polled, now: float, effects: list[NodeEffect]) -> None:
+        self._under_way.pop(Poll, None)
+        if event.members is not None:
+            self._steady_looks = self._steady_looks + 1 if event.members == self.members else 0
+            self.members = event.members
+        room = self._room()
+        granted, beyond = [], []
+        for row in event.rows:
+            if self.contests[row.name].phase is not p.Phase.STANDBY:
+                continue
+            if row.token is not None:
+                self._step(row.name, p.Sighted(row.token, row.heartbeats), now, effects)
+            if not row.granted:
+                continue
+            overdue = self._overdue(row.name, now)
+            if room > 0 or overdue:
+                room -= 1
+                if room < 0:
+                    self._hold_until[row.name] = now + OVERFLOW_HOLD
+                self._unled_since.pop(row.name, None)
+                self._step(row.name, p.Granted(), now, effects)
+                if self.contests[row.name].phase is p.Phase.BEGINNING:
+                    granted.append(row.name)
+            else:
+                beyond.append(row.name)
+        if beyond:
+            effects.append(Unlock(tuple(beyond)))
+        if granted:
+            self._under_way[Begin] = now
+            effects.append(Begin(tuple(granted)))
+        for name, token in event.stopped.items():
+            if self.contests[name].phase is p.Phase.WAITING:
+                self._step(name, p.PredecessorStopped(token), now, effects)
+        if event.members is not None:
+            self._spread(now, effects)
+
+    def _spread(self, now: float, effects: list[NodeEffect]) -> None:
+        """Step down from what exceeds this node's share, once the membership has been steady for a while."""
+        if self._steady_looks < STEADY_INTERVALS:
+            return
+        movable = [
+            n
+            for n, c in self.contests.items()
+            if c.phase is p.Phase.LEADING and now >= self._hold_until.get(n, -inf)
+        ]
+        rest = self.timing.heartbeat_interval + self.timing.heartbeat_timeout
+        for name in movable[: max(0, -self._room())]:
+            self._step(name, p.Withdraw("spread over the nodes", rest=rest), now, effects)

@@ -1,0 +1,78 @@
+"""`python -m celery_highlander.keeper FD`: the keeper's process; everything it has to know comes over the socket FD."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+
+from celery_highlander.keeper.loop import Keeper
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.victims import hold
+
+HELLO_TIMEOUT = 30.0
+
+
+class PipeHandler(logging.Handler):
+    """Sends log records to the worker, whose log they belong to; to standard error when the worker is gone."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+        self._alone = logging.StreamHandler()
+        self._alone.setFormatter(logging.Formatter("[%(asctime)s: %(levelname)s/highlander-keeper] %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        try:
+            message = self.format(record)
+            action = getattr(record, "action", None)
+            self._channel.send("log", level=record.levelno, message=message, action=action)
+        except ChannelClosedError:
+            with contextlib.suppress(Exception):
+                self._alone.emit(record)
+
+
+def _live_on(number: int, frame: object) -> None:
+    """It lives exactly as long as its worker. A handler, for an ignored signal would stay ignored in what it starts."""
+
+
+def _await_hello(channel: Channel) -> Message | None:
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    while poll.poll(HELLO_TIMEOUT * 1000):
+        try:
+            messages = channel.receive()
+        except ChannelClosedError:
+            return None
+        if messages:
+            return messages[0]
+    return None
+
+
+def main() -> int:
+    """Keep for the worker that started this process; return the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, _live_on)
+    parent = os.getppid()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    logging.basicConfig(level=logging.INFO, handlers=[PipeHandler(channel)], format="%(message)s")
+    worker = hold(parent)
+    hello = _await_hello(channel)
+    if worker is None or hello is None or hello["pid"] != parent:
+        return 0  # the worker is gone already
+    keeper = Keeper(channel, worker, hello)
+    try:
+        keeper.run()
+    except BaseException as error:
+        keeper.emergency(error)
+        return 70
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

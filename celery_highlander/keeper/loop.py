@@ -1,0 +1,501 @@
+"""The keeper's loop: the worker on one side, the lock session on the other, the election in between.
+
+It fails closed both ways. When the worker dies, the keeper kills what the worker left behind, leaves the stopped marks and
+releases. When the keeper dies, singleton processes die with it (the kernel sees to that), and the worker stops its own work.
+Whoever is frozen is not asked: work that is not confirmed to be stopped is dead, by a signal, before the lease ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import selectors
+import socket
+import threading
+from collections import deque
+from math import inf
+from typing import Any
+
+from celery_highlander.clock import boot_time
+from celery_highlander.election import node as n
+from celery_highlander.election import protocol as p
+from celery_highlander.election.lease import Timing
+from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError, HighlanderError
+from celery_highlander.keeper.cell import LeaseCell
+from celery_highlander.keeper.children import Children
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.processes import Launcher, SingletonProcess
+from celery_highlander.keeper.session import LockSession, Report, SessionPlan
+from celery_highlander.keeper.victims import Victim, descendants, hold
+from celery_highlander.store.connecting import Target
+from celery_highlander.store.terms import Identity
+
+logger = logging.getLogger(__name__)
+
+CONNECT_LIMIT = 10.0
+"""Seconds after which an attempt to connect is given up, whatever the driver's own time-outs are."""
+
+TARGET_TIMEOUT = 5.0
+"""Seconds for the worker to tell where to connect to."""
+
+HAND_ON_REST = 30.0
+"""Seconds for which a node rests from a singleton that keeps failing here, so that another one gets its chance."""
+
+LAUNCH_AGAIN = 0.5
+"""Seconds before a launcher that died is started again."""
+
+_ENDED = {"action": "process_ended"}
+_AWAY = 1.0  # seconds: a gap in our own loop as long as this says nothing about the worker
+
+
+class Keeper:
+    """One keeper, for one worker."""
+
+    def __init__(self, channel: Channel, worker: Victim, hello: Message) -> None:
+        now = boot_time()
+        self._channel = channel
+        self._worker = worker
+        self._timing = Timing(**hello["timing"])
+        self._worker_timeout: float = hello["worker_timeout"]
+        self._cell = LeaseCell(hello["cell"])
+        self._cell_descriptor: int = hello["cell"]
+        self._children = Children(hello["address"], hello["cell"])
+        self._process_names = frozenset(hello["processes"])
+        self._launch: Message = hello["launch"]
+        self._launcher: Launcher | None = None
+        self._launch_at = now if self._process_names else inf
+        self._processes: dict[str, SingletonProcess] = {}
+        self._worker_terms: dict[str, int] = {}  # the work that is the worker's to start and stop: name -> token
+        self._node = n.Node(
+            hello["keys"],
+            self._timing,
+            random.random,
+            node=hello["node"],
+            priority=hello["priority"],
+            unmarked=[n.Mark(*mark) for mark in hello["unmarked"]],
+        )
+        self._plan = SessionPlan(
+            target=self._target,
+            keys=hello["keys"],
+            namespace=hello["namespace"],
+            schema=hello["schema"],
+            migrate=hello["migrate"],
+            timing=self._timing,
+            who=Identity(hello["node"], hello["worker"], worker.pid),
+            priority=hello["priority"],
+            eligible=hello["eligible"],
+        )
+        self._known_target = Target(**hello["target"]) if hello["target"] else None
+        self._asks_for_target: bool = hello["target"] is None
+        self._target_told = threading.Event()
+        self._target_error = ""
+        self._session: LockSession | None = None
+        self._session_since = now
+        self._reports: deque[Report] = deque()
+        self._events: deque[n.NodeEvent] = deque()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._campaigning: set[str] = set()
+        self._phases: dict[str, p.Phase] = {}
+        self._heard_at = self._looped_at = now
+        self._pulse_at = now
+        self._worker_gone_at: float | None = None
+        self._worker_frozen = False
+        self._worker_deaf = False
+        self._dying: set[Victim] = set()
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Keep until the worker is gone and nothing is left to clean up."""
+        self._watch(self._channel, self._hear_worker)
+        self._watch(self._worker, self._worker_died)
+        self._watch(self._children, self._children.accept)
+        self._watch(self._wake_in, self._hear_session)
+        while not self._finished():
+            now = boot_time()
+            self._feed(p.Tick(), now)
+            wait = max(0.0, min(self._next_deadline(now) - boot_time(), 1.0))
+            for key, _ in self._selector.select(wait):
+                if self._selector.get_map().get(key.fd) is key:  # not unregistered by one before it
+                    key.data()
+            self._look_around(boot_time())
+        self._children.close()
+        if self._launcher is not None:
+            self._launcher.end()
+        self._close_session()
+
+    def _watch(self, source: Any, then: Any) -> None:
+        if source.fileno() >= 0:
+            self._selector.register(source, selectors.EVENT_READ, then)
+
+    def _finished(self) -> bool:
+        if self._worker_gone_at is None or self._dying or self._processes or self._worker_terms:
+            return False
+        overdue = boot_time() > self._worker_gone_at + self._timing.lease + CONNECT_LIMIT
+        return self._node.idle or overdue  # without our marks the successors wait for the lease, no longer
+
+    def _next_deadline(self, now: float) -> float:
+        restarts = min((process.restart_at for process in self._processes.values()), default=inf)
+        return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts)
+
+    def _look_around(self, now: float) -> None:
+        if now - self._looped_at > _AWAY:
+            self._heard_at = now  # it was us who was away
+        self._looped_at = now
+        if now >= self._pulse_at:
+            self._pulse_at = now + self._timing.heartbeat_interval
+            self._tell("pulse")
+        if self._worker_gone_at is None and not self._worker_frozen and now - self._heard_at > self._worker_timeout:
+            self._freeze(now)
+        if now >= self._launch_at and self._worker_gone_at is None:
+            self._start_launcher()
+        for process in list(self._processes.values()):
+            if now >= process.restart_at:
+                self._start_process(process, now)
+        connecting = self._session is not None and not self._node.connected
+        if connecting and now - self._session_since > CONNECT_LIMIT:
+            self._close_session()
+            self._feed(n.ConnectFailed(f"no connection within {CONNECT_LIMIT:g} s"), now)
+        for victim in [victim for victim in self._dying if victim.fileno() < 0 and victim.dead]:
+            self._buried(victim)
+
+    def _feed(self, event: n.NodeEvent, now: float) -> None:
+        """Hand an event to the node and do what it asks; an event that arises meanwhile waits for its turn."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            effects = self._node.handle(self._events[0], now)
+            deadline = self._node.lease_deadline
+            self._cell.deadline = self._timing.kill_deadline(deadline) if deadline is not None else 0.0
+            for effect in effects:
+                self._do(effect, now)
+            self._events.popleft()
+        self._tell_phases()
+
+    def _do(self, effect: n.NodeEffect, now: float) -> None:
+        match effect:
+            case n.OpenSession(number):
+                self._session = LockSession(number, self._plan, self._post)
+                self._session_since = now
+                self._session.start()
+            case n.CloseSession(reason):
+                logger.warning("lock session given up: %s", reason, extra={"action": "close_session"})
+                self._close_session()
+            case n.Start(name, token, deadline):
+                self._start(name, token, deadline, now)
+            case n.Stop(name, token, reason, deadline):
+                self._stop(name, token, reason, deadline)
+            case n.Kill(name, token, reason):
+                self._kill(name, token, reason)
+            case _:
+                if self._session is not None:
+                    self._session.submit(effect)
+
+    # -- the lock session ----------------------------------------------------------------------------------------------
+
+    def _post(self, report: Report) -> None:
+        """Called on the session's thread."""
+        self._reports.append(report)
+        try:
+            self._wake_out.send(b".")
+        except BlockingIOError:
+            return  # the loop has enough to wake it
+
+    def _hear_session(self) -> None:
+        self._wake_in.recv(4096)
+        while self._reports:
+            report = self._reports.popleft()
+            if self._session is None or report.session != self._session.number:
+                continue
+            if isinstance(report.event, n.ConnectFailed | n.Disconnected):
+                self._session = None
+            if report.server is not None:
+                self._tell("opened", backend_pid=report.server.backend_pid, version=report.server.version)
+            elif isinstance(report.event, n.Disconnected):
+                logger.warning("lock session lost: %s", report.event.reason, extra={"action": "session_lost"})
+                self._tell("closed", reason=report.event.reason)
+            elif report.error is not None:
+                self._tell("refused", code=report.error.code, message=report.error.message, hint=report.error.hint)
+            self._feed(report.event, boot_time())
+
+    def _close_session(self) -> None:
+        if self._session is not None:
+            self._session.abort()
+            self._session = None
+
+    def _target(self) -> Target:
+        """Called on the session's thread: ask the worker where to connect to."""
+        if self._asks_for_target and self._worker_gone_at is None:
+            self._target_told.clear()
+            self._tell("target_wanted")
+            if not self._target_told.wait(TARGET_TIMEOUT):
+                raise DatabaseUnavailableError(f"highlander_engine did not return within {TARGET_TIMEOUT:g} s")
+            if self._target_error:
+                raise ConfigurationError(self._target_error)
+        if self._known_target is None:
+            raise DatabaseUnavailableError("the worker is gone, and where to connect to was never told")
+        return self._known_target
+
+    # -- the worker ----------------------------------------------------------------------------------------------------
+
+    def _tell(self, type_: str, **fields: object) -> None:
+        if self._worker_deaf:
+            return
+        try:
+            self._channel.send(type_, **fields)
+        except ChannelClosedError:
+            self._worker_deaf = True  # if it lives, what it runs is stopped by its silence
+
+    def _tell_phases(self) -> None:
+        for name, contest in self._node.contests.items():
+            if self._phases.get(name) is not contest.phase:
+                self._phases[name] = contest.phase
+                token = contest.term.token if contest.term else None
+                self._tell("phase", name=name, phase=contest.phase.value, token=token)
+
+    def _hear_worker(self) -> None:
+        try:
+            messages = self._channel.receive()
+        except ChannelClosedError:
+            self._selector.unregister(self._channel)
+            self._worker_deaf = True
+            self._leave("the worker closed its end", boot_time(), patient=False)
+            return
+        now = boot_time()
+        self._heard_at = now
+        if self._worker_frozen:
+            self._worker_frozen = False
+            logger.warning("the worker is back", extra={"action": "worker_back"})
+            for name in sorted(self._campaigning - self._process_names):
+                self._feed(n.To(name, p.Campaign()), now)
+        for message in messages:
+            self._take(message, now)
+
+    def _take(self, message: Message, now: float) -> None:
+        match message["type"]:
+            case "campaign":
+                for name in message["names"]:
+                    self._campaigning.add(name)
+                    if name not in self._process_names or (self._launcher is not None and self._launcher.ready):
+                        self._feed(n.To(name, p.Campaign()), now)
+            case "withdraw":
+                for name in message["names"]:
+                    self._withdraw(name, message["reason"], message.get("rest"), message.get("patient", False), now)
+            case "work_stopped":
+                self._work_stopped(message["name"], message["token"], message["reason"], message.get("rest", 0.0), now)
+            case "target":
+                self._target_error = message.get("error", "")
+                if not self._target_error:
+                    self._known_target = Target(message["url"], message["connect_args"])
+                self._target_told.set()
+            case _:
+                pass  # "pulse", and whatever a later release says
+
+    def _withdraw(self, name: str, reason: str, rest: float | None, patient: bool, now: float) -> None:
+        if rest is None:
+            self._campaigning.discard(name)
+        self._feed(n.To(name, p.Withdraw(reason, inf if rest is None else rest, patient)), now)
+
+    def _leave(self, reason: str, now: float, *, patient: bool) -> None:
+        for name in self._node.contests:
+            self._withdraw(name, reason, None, patient, now)
+
+    def _freeze(self, now: float) -> None:
+        self._worker_frozen = True
+        reason = f"worker silent for {self._worker_timeout:g} s"
+        logger.error("the worker's main process is silent: its queues go to another node", extra={"action": "frozen"})
+        for name in self._node.contests:
+            if name not in self._process_names:
+                self._feed(n.To(name, p.Withdraw(reason)), now)
+
+    def _worker_died(self) -> None:
+        self._selector.unregister(self._worker)
+        now = boot_time()
+        self._worker_gone_at = now
+        self._worker_deaf = True
+        self._target_told.set()
+        for process in self._processes.values():
+            process.kill()
+        self._doom(self._children.victims())  # first of all; whoever was on its way in is killed by the kernel
+        self._leave("worker died", now, patient=False)
+        self._all_dead(now)
+
+    def _kill_worker(self, reason: str) -> None:
+        if self._worker_gone_at is not None:
+            return
+        logger.critical(
+            "killing the worker, pid %d: it did not stop its singletons before the lease ends (%s)",
+            self._worker.pid,
+            reason,
+            extra={"action": "kill_worker"},
+        )
+        victims = [victim for pid in self._worker_tree() if (victim := hold(pid)) is not None]
+        self._worker.kill()
+        self._doom(victims + self._children.victims())
+
+    def _worker_tree(self) -> list[int]:
+        """The worker's descendants, without this keeper and its singleton processes."""
+        mine = {os.getpid(), *descendants(os.getpid())}
+        return [pid for pid in descendants(self._worker.pid) if pid not in mine]
+
+    def _doom(self, victims: list[Victim]) -> None:
+        known = {victim.pid for victim in self._dying}
+        for victim in victims:
+            victim.kill()
+            if victim.pid not in known:
+                known.add(victim.pid)
+                self._dying.add(victim)
+                self._watch(victim, lambda victim=victim: self._buried(victim))
+
+    def _buried(self, victim: Victim) -> None:
+        if victim.fileno() >= 0:
+            self._selector.unregister(victim)
+        self._dying.discard(victim)
+        self._all_dead(boot_time())
+
+    def _all_dead(self, now: float) -> None:
+        """The work of a dead worker has stopped when all of its children are dead."""
+        if self._worker_gone_at is None or self._dying:
+            return
+        for name, token in list(self._worker_terms.items()):
+            self._work_stopped(name, token, "", 0.0, now)
+
+    # -- the work ------------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, token: int, deadline: float, now: float) -> None:
+        self._tell("elected", name=name, token=token, lease_deadline=deadline)
+        if name in self._process_names:
+            process = self._processes[name] = SingletonProcess(name, token)
+            self._start_process(process, now)
+        else:
+            self._worker_terms[name] = token
+
+    def _stop(self, name: str, token: int, reason: str, deadline: float | None) -> None:
+        lost = self._node.contests[name].phase is p.Phase.LOST
+        self._tell("stop", name=name, token=token, reason=reason, kill_deadline=deadline, lost=lost)
+        process = self._processes.get(name)
+        if process is None:
+            return
+        process.stop(reason)
+        if not process.running:  # between two starts
+            self._process_over(process, "", 0.0)
+
+    def _kill(self, name: str, token: int, reason: str) -> None:
+        process = self._processes.get(name)
+        if process is not None:
+            logger.warning("killing the process of %r: %s", name, reason, extra={"action": "kill_process"})
+            process.kill()
+        elif name in self._worker_terms:
+            self._kill_worker(f"{name!r}: {reason}")
+
+    def _work_stopped(self, name: str, token: int, reason: str, rest: float, now: float) -> None:
+        if self._worker_terms.get(name) != token:
+            return  # of an earlier term
+        del self._worker_terms[name]
+        self._ended(name, token, reason, rest, now)
+
+    def _ended(self, name: str, token: int, reason: str, rest: float, now: float) -> None:
+        self._feed(n.To(name, p.WorkStopped(reason, rest)), now)
+        self._tell("ended", name=name, token=token, reason=reason)
+
+    def _start_launcher(self) -> None:
+        self._launch_at = inf
+        self._launcher = Launcher(self._launch["argv"], self._launch["load"], self._cell_descriptor)
+        self._watch(self._launcher, self._hear_launcher)
+
+    def _hear_launcher(self) -> None:
+        launcher = self._launcher
+        if launcher is None:
+            return
+        now = boot_time()
+        try:
+            messages = launcher.receive()
+        except ChannelClosedError:
+            self._selector.unregister(launcher)
+            launcher.end()
+            self._launcher = None
+            self._launch_at = now + LAUNCH_AGAIN
+            return
+        for message in messages:
+            match message["type"]:
+                case "ready":
+                    launcher.ready = True
+                    self._tell("launcher_ready")
+                    for name in sorted(self._campaigning & self._process_names):
+                        self._feed(n.To(name, p.Campaign()), now)
+                case "failed":
+                    logger.error("%s", message["message"], extra={"action": "load"})
+                    for name in sorted(self._process_names):
+                        self._feed(n.To(name, p.Withdraw("its module cannot be loaded")), now)
+                case _:
+                    pass
+
+    def _start_process(self, process: SingletonProcess, now: float) -> None:
+        if self._launcher is None or not self._launcher.ready:
+            process.restart_at = now + LAUNCH_AGAIN
+            return
+        try:
+            process.start(self._launcher, now)
+        except ChannelClosedError:
+            process.restart_at = now + LAUNCH_AGAIN
+            return
+        self._watch(process.channel, lambda: self._hear_process(process))
+
+    def _hear_process(self, process: SingletonProcess) -> None:
+        if process.channel is None:
+            return
+        try:
+            messages = process.channel.receive()
+        except ChannelClosedError:
+            self._selector.unregister(process.channel)
+            if process.victim is None:
+                self._process_ended(process)  # it died before it was up
+            return
+        for message in messages:
+            match message["type"]:
+                case "up":
+                    if process.up(message["pid"]) is not None:
+                        self._watch(process.victim, lambda: self._process_ended(process))
+                    self._tell("process", name=process.name, token=process.token, pid=message["pid"])
+                    if process.stopping:
+                        process.kill()  # told to stop before it began
+                case "ended":
+                    process.how = message["how"]
+                case _:
+                    pass
+
+    def _process_ended(self, process: SingletonProcess) -> None:
+        now = boot_time()
+        if process.channel is not None:
+            with contextlib.suppress(ChannelClosedError):
+                for message in process.channel.receive():
+                    process.how = message.get("how", process.how)
+        for source in (process.victim, process.channel):
+            if source is not None and source.fileno() in self._selector.get_map():
+                self._selector.unregister(source)
+        process.ended(self._launcher, now)
+        if process.restart_at < inf:
+            logger.warning("the process of %r ended (%s); again soon", process.name, process.how, extra=_ENDED)
+        elif process.stopping:
+            self._process_over(process, "", 0.0)
+        else:
+            logger.error("%r is handed on: its process keeps ending here (%s)", process.name, process.how, extra=_ENDED)
+            self._process_over(process, f"its process keeps ending here ({process.how})", HAND_ON_REST)
+
+    def _process_over(self, process: SingletonProcess, reason: str, rest: float) -> None:
+        del self._processes[process.name]
+        self._ended(process.name, process.token, reason, rest, boot_time())
+
+    def emergency(self, error: BaseException) -> None:
+        """The loop broke: leave nothing running that the election does not watch over."""
+        message = str(error) if isinstance(error, HighlanderError) else repr(error)
+        logger.critical("the keeper failed: %s", message, exc_info=error, extra={"action": "emergency"})
+        if self._launcher is not None:
+            self._launcher.end()
+        self._close_session()

@@ -1,0 +1,159 @@
+"""Singleton processes: forked by a launcher that has the user's code loaded, restarted with back-off; knows no election.
+
+The keeper runs no user code, and starting an interpreter takes a second. So it starts one *launcher* beside itself, which imports the
+application and then waits; a process is a fork of it and runs within milliseconds. The chain of parents is a chain of deaths:
+the kernel kills the launcher when the keeper dies, and the processes when the launcher dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.victims import Victim, hold
+
+RESTART_DELAYS = (0.5, 1.0, 2.0)
+"""Seconds before a process that ended by itself starts again; after as many quick ends another node gets its chance."""
+
+STEADY_AFTER = 30.0
+"""Seconds that a process has to live for its earlier ends to be forgotten."""
+
+
+class Launcher:
+    """The launcher process; `fileno` is where it reports that it is ready, or why it cannot be."""
+
+    def __init__(self, argv: list[str], load: Mapping[str, Any], cell: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._popen = subprocess.Popen(
+                [*argv, str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), cell)
+            )
+        self._socket = ours
+        self._channel = Channel(ours)
+        self.ready = False
+        with contextlib.suppress(ChannelClosedError):
+            self._channel.send("load", **load, cell=cell, keeper=os.getpid())
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._channel.fileno()
+
+    def receive(self) -> list[Message]:
+        """Return what it says.
+
+        Raises:
+            ChannelClosedError: it is dead.
+        """
+        return self._channel.receive()
+
+    def fork(self, name: str, token: int) -> Channel:
+        """Have a process started; return our end of its channel, on which it says `up` first.
+
+        Raises:
+            ChannelClosedError: the launcher is dead.
+        """
+        ours, theirs = socket.socketpair()
+        line = json.dumps({"type": "fork", "name": name, "token": token}).encode() + b"\n"
+        with theirs:
+            try:
+                socket.send_fds(self._socket, [line], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise ChannelClosedError(f"the launcher is gone: {error}") from error
+        return Channel(ours)
+
+    def reap(self, pid: int) -> None:
+        """Let go of the dead process `pid`: until then its number cannot belong to another one."""
+        with contextlib.suppress(ChannelClosedError):
+            self._channel.send("reap", pid=pid)
+
+    def end(self) -> None:
+        """Kill the launcher, and with it every process that it started."""
+        self._popen.kill()
+        self._popen.wait()
+        self._channel.close()
+
+
+@dataclass(slots=True)
+class SingletonProcess:
+    """The process of one singleton, for one term."""
+
+    name: str
+    token: int
+    restart_at: float = inf
+    quick_ends: int = 0
+    victim: Victim | None = None
+    channel: Channel | None = None
+    started_at: float = 0.0
+    stopping: bool = False
+    how: str = field(default="killed")
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process, or one on its way."""
+        return self.channel is not None
+
+    def start(self, launcher: Launcher, now: float) -> None:
+        """Ask for the process.
+
+        Raises:
+            ChannelClosedError: the launcher is dead.
+        """
+        self.restart_at = inf
+        self.how = "killed"
+        self.started_at = now
+        self.channel = launcher.fork(self.name, self.token)
+
+    def up(self, pid: int) -> Victim | None:
+        """Take hold of the process, then let it go to work: it waits for that, so the pid is still its own."""
+        self.victim = hold(pid)
+        if self.victim is not None and self.channel is not None and not self.stopping:
+            with contextlib.suppress(ChannelClosedError):
+                self.channel.send("go")
+        return self.victim
+
+    def stop(self, reason: str) -> None:
+        """Tell the process to stop; it is not started again."""
+        self.stopping = True
+        self.restart_at = inf
+        if self.channel is not None:
+            with contextlib.suppress(ChannelClosedError):
+                self.channel.send("stop", reason=reason)
+
+    def kill(self) -> None:
+        """Kill the process and everything in its group; it is not started again."""
+        self.stopping = True
+        self.restart_at = inf
+        self.kill_group()
+
+    def kill_group(self) -> None:
+        """Kill what is left of its process group; it is not reaped yet, so the group is its own."""
+        if self.victim is not None:
+            self.victim.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.victim.pid, signal.SIGKILL)
+
+    def ended(self, launcher: Launcher | None, now: float) -> None:
+        """Clean up after the dead process, and set when to start again: never, if it has to stop or ended too often."""
+        self.kill_group()
+        if self.victim is not None:
+            if launcher is not None:
+                launcher.reap(self.victim.pid)
+            self.victim.close()
+        if self.channel is not None:
+            self.channel.close()
+        self.victim = self.channel = None
+        if now - self.started_at >= STEADY_AFTER:
+            self.quick_ends = 0
+        if not self.stopping and self.quick_ends < len(RESTART_DELAYS):
+            self.restart_at = now + RESTART_DELAYS[self.quick_ends]
+        self.quick_ends += 1

@@ -1,0 +1,211 @@
+"""The lock session: a thread with the one connection, doing what the election asks and reporting what came of it.
+
+One thread per session: one that hangs in the driver is cut off (its socket is shut down) and left behind, while the keeper goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery_highlander.clock import boot_time
+from celery_highlander.election import node as n
+from celery_highlander.errors import DatabaseUnavailableError, HighlanderError
+from celery_highlander.store import connecting, migrations
+from celery_highlander.store.terms import Identity, Terms, application_name
+
+if TYPE_CHECKING:
+    from celery_highlander.election.lease import Timing
+
+_POLL_ERRORS = select.POLLIN | select.POLLHUP | select.POLLERR
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """What a lock session needs to know.
+
+    Attributes:
+        target: returns where to connect to; asked anew for every session, may take its time, may raise.
+        keys: the lock key of each singleton.
+    """
+
+    target: Callable[[], connecting.Target]
+    keys: Mapping[str, int]
+    namespace: str
+    schema: str
+    migrate: bool
+    timing: Timing
+    who: Identity
+    priority: int
+    eligible: bool
+
+    def name(self, *, eligible: bool) -> str:
+        """How the session shows in `pg_stat_activity`."""
+        return application_name(self.namespace, self.who.node, self.priority, eligible=eligible)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a session tells: an event for the node, and for a failed one the error, for an open one its server."""
+
+    session: int
+    event: n.NodeEvent
+    error: HighlanderError | None = None
+    server: connecting.Server | None = None
+
+
+class LockSession(threading.Thread):
+    """Session `number`; `post` gets its reports, on this thread, and has to be quick."""
+
+    def __init__(self, number: int, plan: SessionPlan, post: Callable[[Report], None]) -> None:
+        super().__init__(name=f"lock-session-{number}", daemon=True)
+        self.number = number
+        self._plan = plan
+        self._post = post
+        self._work: queue.SimpleQueue[n.NodeEffect] = queue.SimpleQueue()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._closing = False
+        self._socket: socket.socket | None = None
+
+    # -- called by the keeper's main thread ----------------------------------------------------------------------------
+
+    def submit(self, effect: n.NodeEffect) -> None:
+        """Have `effect` done, after those that were submitted before."""
+        self._work.put(effect)
+        with contextlib.suppress(OSError):
+            self._wake_out.send(b".")
+
+    def abort(self) -> None:
+        """End the session now, also in the middle of a statement that the server does not answer."""
+        self._closing = True
+        sock = self._socket
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._wake_out.send(b".")
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Open the session, then serve it until it breaks or is aborted."""
+        connection = None
+        target = connecting.Target("postgresql://", {})
+        try:
+            target = self._plan.target()
+            connection = connecting.open_connection(target, self._plan.name(eligible=self._plan.eligible), self._plan.timing)
+            driver: Any = connection.connection.driver_connection
+            self._socket = socket.socket(fileno=os.dup(driver.fileno()))
+            terms, server = self._set_up(connection)
+        except Exception as error:  # noqa: BLE001  # whatever keeps the session from opening is reported, none may escape
+            reason = connecting.plain(error, target)
+            told = error if isinstance(error, HighlanderError) else DatabaseUnavailableError(reason)
+            self._report(n.ConnectFailed(reason), error=told)
+            self._close(connection)
+            return
+        self._report(n.Connected(), server=server)
+        try:
+            self._serve(driver, terms)
+            reason = "closed"
+        except Exception as error:  # noqa: BLE001  # after any error nobody knows what the server did: the session ends
+            reason = connecting.plain(error, target)
+        self._close(connection)
+        self._report(n.Disconnected(reason))
+
+    def _set_up(self, connection: Any) -> tuple[Terms, connecting.Server]:
+        plan = self._plan
+        server = connecting.check_server(connection)
+        migrations.ensure(connection, plan.schema, may_migrate=plan.migrate)
+        connecting.guard_session(connection, plan.timing)
+        terms = Terms(connection, server, plan.keys, plan.namespace, plan.schema, plan.timing.lease)
+        terms.check_collisions()
+        terms.listen()
+        return terms, server
+
+    def _report(self, event: n.NodeEvent, **more: Any) -> None:
+        if not self._closing:
+            self._post(Report(self.number, event, **more))
+
+    def _serve(self, driver: Any, terms: Terms) -> None:
+        poll = select.poll()
+        poll.register(driver.fileno(), select.POLLIN)
+        poll.register(self._wake_in, select.POLLIN)
+        while not self._closing:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if self._wake_in.fileno() in ready:
+                with contextlib.suppress(BlockingIOError):
+                    self._wake_in.recv(4096)
+            while not self._closing:
+                try:
+                    effect = self._work.get_nowait()
+                except queue.Empty:
+                    break
+                answer = self._do(effect, terms)
+                if answer is not None:
+                    self._report(answer)
+            if not self._closing and take_notifications(driver):
+                self._report(n.Notified())
+
+    def _do(self, effect: n.NodeEffect, terms: Terms) -> n.NodeEvent | None:
+        sent_at = boot_time()  # before it is sent: a slow reply must not extend the lease
+        match effect:
+            case n.Poll(names, trying, awaited, members):
+                rows = terms.poll(names, trying)
+                return n.Polled(rows, terms.stopped(awaited), terms.members() if members else None)
+            case n.Begin(names):
+                return n.TermsBegun(terms.begin(names, self._plan.who, sent_at))
+            case n.Heartbeat(held, acting):
+                terms.heartbeat(held, acting)
+                return n.HeartbeatAnswered(sent_at)
+            case n.Unlock(names):
+                terms.unlock(names)
+            case n.ReleaseLock(name, mark, leaving):
+                if leaving:
+                    terms.rename(self._plan.name(eligible=False))
+                terms.release(name, mark)
+                return n.LockReleased(name)
+            case n.LeaveMarks(marks):
+                terms.leave_marks(marks, notify=True)
+                return n.MarksLeft(marks)
+            case _:
+                raise TypeError(f"{type(effect).__name__} is not for the lock session")
+        return None
+
+    def _close(self, connection: Any) -> None:
+        """Drop the connection, without any farewell that could block: the server notices, and frees the locks."""
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.connection.driver_connection.close()
+            with contextlib.suppress(Exception):
+                connection.close()
+        if self._socket is not None:
+            self._socket.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+
+def take_notifications(driver: Any) -> bool:
+    """Take in what the server sent by itself; return whether a notification was among it.
+
+    Raises:
+        Exception: the driver's own, if the connection broke.
+    """
+    if hasattr(driver, "pgconn"):  # psycopg 3
+        driver.pgconn.consume_input()
+        found = False
+        while driver.pgconn.notifies() is not None:
+            found = True
+        return found
+    driver.poll()
+    found = bool(driver.notifies)
+    driver.notifies.clear()
+    return found

@@ -1,0 +1,232 @@
+"""Opening a connection that may hold a session lock, and refusing one that may not; knows nothing of terms.
+
+Why the lock session is as it is
+================================
+
+The lock lives exactly as long as one PostgreSQL backend. So the connection is one of its own (no pool: a pooled one keeps its
+locks when it is given back), in autocommit mode (otherwise it idles in a transaction, which holds back VACUUM), and direct:
+
+- A pooler answers for many backends. In transaction mode every statement may meet another one, so two clients both "hold"
+  the lock, and it stays behind on the pooled backend. In session mode it is held for as long as the pooler likes, not the
+  holder. The two cannot be told apart from the client's side, so both are refused: the backend's pid in the connection's
+  start-up message differs from `pg_backend_pid()` behind every pooler, and never without one.
+- A hot standby grants the same key as its primary.
+
+The *server* has to notice a silent holder, or nobody can take over while the network is cut. Keepalives do not do it (while a
+reply is unacknowledged the retransmission timer runs in their stead, for a quarter of an hour). `idle_session_timeout` does;
+it came with PostgreSQL 14.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
+
+from celery_highlander.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    HighlanderError,
+    PoolerError,
+    ServerVersionError,
+    StandbyServerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import URL, Connection
+
+    from celery_highlander.election.lease import Timing
+
+CONNECT_TIMEOUT = 3
+"""Seconds for one host of the URL to accept a connection."""
+
+LOCK_TIMEOUT = 0.2
+"""Seconds that a new term waits for a fenced transaction of the old one before it gives the lock back and tries again."""
+
+MINIMUM_VERSION = 140000
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to connect to: a SQLAlchemy URL and the driver's further arguments; neither shows in its `repr`."""
+
+    url: str
+    connect_args: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Target({redacted(self.url)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What there is to know of the server behind a lock session.
+
+    Attributes:
+        backend_pid: the process that holds our locks.
+        version: such as 150018.
+        instance: changes when the server was restarted or another one was promoted.
+        timeline: the WAL timeline, which only rises, by one with each promotion.
+    """
+
+    backend_pid: int
+    version: int
+    instance: str
+    timeline: int
+
+
+def redacted(url: str) -> str:
+    """Return the URL with the password as `***`; nothing of it if it cannot be parsed."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "<a URL that cannot be parsed>"
+
+
+def parse_url(url: str) -> URL:
+    """Return the parsed URL.
+
+    Raises:
+        ConfigurationError: it cannot be parsed; the message does not show it.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        # the driver's message may quote the URL, password and all: it is not chained into ours
+        raise ConfigurationError(
+            "highlander_url cannot be parsed as a database URL; it should look like "
+            f"'postgresql+psycopg2://app@db/shop' (special characters in a password have to be percent-encoded; "
+            f"{type(error).__name__})"
+        ) from None
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg2")
+    return parsed
+
+
+def without_password(message: str, target: Target) -> str:
+    """Return `message`, one line, with every password of `target` replaced."""
+    secrets = [str(make_url(target.url).password or ""), str(target.connect_args.get("password") or "")]
+    line = " ".join(message.split())
+    for secret in secrets:
+        if secret:
+            line = line.replace(secret, "***")
+    return line
+
+
+def open_connection(target: Target, application_name: str, timing: Timing | None = None) -> Connection:
+    """Open a direct autocommit connection of its own.
+
+    Raises:
+        ConfigurationError: the URL or the driver's arguments cannot work.
+        DatabaseUnavailableError: the server does not answer, or does not let this role in.
+    """
+    url = parse_url(target.url)
+    arguments: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT,
+        "keepalives": 1,
+        "keepalives_idle": 2,
+        "keepalives_interval": 1,
+        "keepalives_count": 2,
+        "client_encoding": "utf8",
+    }
+    if timing is not None:
+        arguments["tcp_user_timeout"] = int(timing.heartbeat_timeout * 1000)
+    arguments |= target.connect_args
+    arguments["application_name"] = application_name
+    try:
+        engine = create_engine(
+            url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments, hide_parameters=True
+        )
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the driver of highlander_url is not installed: {error}",
+            "Install psycopg2-binary, or celery-highlander[psycopg] for 'postgresql+psycopg://'.",
+        ) from error
+    try:
+        return engine.connect()
+    except DBAPIError as error:
+        message = without_password(str(error.orig), target)
+        raise DatabaseUnavailableError(
+            f"cannot connect to {url.render_as_string(hide_password=True)}: {message}"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"cannot connect to {url.render_as_string(hide_password=True)}: {without_password(str(error), target)}"
+        ) from None
+
+
+def check_server(connection: Connection) -> Server:
+    """Return what is known of the server, after checking that a session lock means something there.
+
+    Raises:
+        PoolerError: there is a pooler in between.
+        StandbyServerError: the server is in recovery.
+        ServerVersionError: the server is older than PostgreSQL 14.
+    """
+    driver: Any = connection.connection.driver_connection
+    pid, recovering, version = connection.execute(
+        text("select pg_backend_pid(), pg_is_in_recovery(), current_setting('server_version_num')::int")
+    ).one()
+    if driver.info.backend_pid != pid:
+        raise PoolerError(
+            f"the database URL leads to a connection pooler: the connection was opened to backend "
+            f"{driver.info.backend_pid}, and statements run in backend {pid}. Behind a pooler a session lock protects "
+            "nothing.",
+            "Point highlander_url at PostgreSQL itself (its own port, not the pooler's); one connection for each "
+            "node is all that is needed. The rest of the application may keep using the pooler.",
+        )
+    if version < MINIMUM_VERSION:
+        raise ServerVersionError(
+            f"the server is PostgreSQL {version // 10000}.{version % 10000}; 14 or newer is needed, because older "
+            "ones do not drop a silent lock session (idle_session_timeout)."
+        )
+    if recovering:
+        raise StandbyServerError(
+            "the database URL leads to a hot standby (pg_is_in_recovery() is true), which grants the same lock as "
+            "its primary.",
+            "Point highlander_url at the primary: the read-write service of the cluster, or several hosts with "
+            "'?target_session_attrs=read-write'.",
+        )
+    instance, timeline = connection.execute(
+        text(
+            "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '/' "
+            "|| extract(epoch from pg_postmaster_start_time())::text, "
+            "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
+        )
+    ).one()
+    return Server(backend_pid=pid, version=version, instance=instance, timeline=timeline)
+
+
+def guard_session(connection: Connection, timing: Timing) -> None:
+    """Set what makes the server drop this session when its holder goes silent; a plain role may set all of it."""
+    milliseconds = {
+        "idle_session_timeout": timing.lease,
+        "idle_in_transaction_session_timeout": timing.heartbeat_timeout,
+        "statement_timeout": timing.heartbeat_timeout,
+        "lock_timeout": LOCK_TIMEOUT,
+        "tcp_user_timeout": timing.lease,
+        "client_connection_check_interval": 1.0,
+    }
+    values = {name: str(max(1, int(seconds * 1000))) for name, seconds in milliseconds.items()}
+    values |= {
+        "tcp_keepalives_idle": "2",
+        "tcp_keepalives_interval": "1",
+        "tcp_keepalives_count": "2",
+        "synchronous_commit": "on",
+    }
+    calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in values.items())
+    connection.execute(text(f"select {calls}"))
+
+
+def plain(error: Exception, target: Target) -> str:
+    """Return one line about an error of the database, without any password."""
+    if isinstance(error, HighlanderError):
+        return str(error)
+    if isinstance(error, DBAPIError):
+        return without_password(str(error.orig), target) or type(error.orig).__name__
+    return without_password(f"{type(error).__name__}: {error}", target)

@@ -1,0 +1,278 @@
+"""The lock session's statements: try-lock, term row, heartbeat, stopped mark, notification; knows no thread and no clock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from celery_highlander.election.node import Mark, PollRow
+from celery_highlander.election.placement import Member
+from celery_highlander.election.protocol import Begun, BeginFailed, Predecessor
+from celery_highlander.errors import KeyCollisionError, LockSessionError
+from celery_highlander.store.migrations import prefix
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, TextClause
+
+    from celery_highlander.store.connecting import Server
+
+_EPOCH_2020 = 1577836800
+_LOCK_NOT_AVAILABLE = "55P03"
+_BUSY_REST = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who holds a term: `node` is the uuid of this start; `worker` (Celery's node name) and `pid` are for display."""
+
+    node: str
+    worker: str
+    pid: int
+
+
+def channel(namespace: str) -> str:
+    """Return the NOTIFY channel of a namespace: an identifier, whatever the namespace has in it."""
+    return f"highlander_{hashlib.blake2b(namespace.encode(), digest_size=8).hexdigest()}"
+
+
+def application_name(namespace: str, node: str, priority: int, *, eligible: bool) -> str:
+    """Return the session's name in `pg_stat_activity`, from which nodes count each other; 63 bytes at most."""
+    return f"highlander {namespace} {node} {'p' if eligible else 'x'}{priority}"
+
+
+def member_of(name: str, namespace: str) -> Member | None:
+    """Return the node that an `application_name` tells of, if it is one of this namespace."""
+    parts = name.split(" ")
+    if len(parts) != 4 or parts[0] != "highlander" or parts[1] != namespace:
+        return None
+    return Member(parts[2], int(parts[3][1:]), parts[3][0] == "p")
+
+
+class Terms:
+    """The statements, for one schema, one namespace and one node.
+
+    Each method sends one statement (`release` two) and may raise whatever the driver raises; after any error the
+    session has to be closed, since nobody knows what the server did.
+    """
+
+    def __init__(
+        self, connection: Connection, server: Server, keys: Mapping[str, int], namespace: str, schema: str, lease: float
+    ) -> None:
+        self._connection = connection
+        self._server = server
+        self._keys = keys
+        self._names = {key: name for name, key in keys.items()}
+        self._namespace = namespace
+        self._lease = lease
+        self._statements = {name: text(sql.format(prefix=prefix(schema))) for name, sql in _SQL.items()}
+        self._recorded: set[tuple[int, int]] = set()
+
+    def _run(self, statement: str, **values: object) -> Any:  # noqa: ANN401  # a CursorResult of any row
+        sql: TextClause = self._statements[statement]
+        return self._connection.execute(sql, values)
+
+    def check_collisions(self) -> None:
+        """Raise `KeyCollisionError` if one of our keys belongs to another name."""
+        found = self._run("names", keys=list(self._keys.values())).all()
+        for key, namespace, name in found:
+            ours = self._names[key]
+            if (namespace, name) != (self._namespace, ours):
+                raise KeyCollisionError(
+                    f"the singleton {ours!r} has the lock key {key} of {name!r} in the namespace {namespace!r}.",
+                    "Rename one of them.",
+                )
+
+    def listen(self) -> None:
+        """Subscribe to the namespace's notifications."""
+        self._connection.execute(text(f'listen "{channel(self._namespace)}"'))
+
+    def poll(self, names: tuple[str, ...], trying: frozenset[str]) -> tuple[PollRow, ...]:
+        """Look at the rows of `names`, and try for the locks of `trying`."""
+        if not names:
+            return ()
+        keys = [self._keys[name] for name in names]
+        rows = self._run("poll", keys=keys, trying=[name in trying for name in names])
+        return tuple(PollRow(self._names[key], granted, token, heartbeats) for key, granted, token, heartbeats in rows)
+
+    def stopped(self, awaited: Mapping[str, int]) -> dict[str, int]:
+        """Return those of the awaited terms (name to token) that left their stopped mark."""
+        if not awaited:
+            return {}
+        keys = [self._keys[name] for name in awaited]
+        return {self._names[key]: token for key, token in self._run("stopped", keys=keys, tokens=list(awaited.values()))}
+
+    def members(self) -> tuple[Member, ...]:
+        """Return the nodes of the namespace whose lock sessions live."""
+        found = (member_of(name, self._namespace) for (name,) in self._run("members"))
+        return tuple(sorted((member for member in found if member), key=lambda member: member.node))
+
+    def begin(self, names: Iterable[str], who: Identity, sent_at: float) -> dict[str, Begun | BeginFailed]:
+        """Record a term for each name whose lock this session holds.
+
+        A singleton whose row is locked by a fenced transaction fails alone.
+        """
+        keys = [self._keys[name] for name in names]
+        try:
+            return self._begin(keys, who, sent_at)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE and (
+                getattr(error.orig, "pgcode", None) != _LOCK_NOT_AVAILABLE
+            ):
+                raise
+        if len(keys) == 1:
+            return {self._names[keys[0]]: BeginFailed(_BUSY_REST)}
+        outcomes: dict[str, Begun | BeginFailed] = {}
+        for key in keys:
+            outcomes |= self.begin([self._names[key]], who, sent_at)
+        return outcomes
+
+    def _begin(self, keys: list[int], who: Identity, sent_at: float) -> dict[str, Begun | BeginFailed]:
+        rows = self._run(
+            "begin",
+            keys=keys,
+            names=[self._names[key] for key in keys],
+            namespace=self._namespace,
+            timeline=self._server.timeline,
+            instance=self._server.instance,
+            lease=self._lease,
+            node=who.node,
+            worker=who.worker,
+            pid=who.pid,
+            epoch=_EPOCH_2020,
+        ).all()
+        if len(rows) != len(keys):
+            raise LockSessionError(f"{len(rows)} of {len(keys)} terms were recorded")
+        outcomes: dict[str, Begun | BeginFailed] = {}
+        for key, token, before, heartbeats, owed, same_instance, stopped in rows:
+            predecessor = None if before is None else Predecessor(before, heartbeats, owed, stopped, same_instance)
+            outcomes[self._names[key]] = Begun(token, sent_at, predecessor)
+        return outcomes
+
+    def heartbeat(self, terms: Mapping[str, int], acting: frozenset[str]) -> None:
+        """Renew the rows of `terms`, each by its token.
+
+        Raises:
+            LockSessionError: anything else than every row renewed, by the backend that holds the locks, on a primary.
+        """
+        if terms:
+            keys = [self._keys[name] for name in terms]
+            tokens = list(terms.values())
+            values = {"keys": keys, "tokens": tokens, "acting": [name in acting for name in terms], "lease": self._lease}
+            renewed, pid, recovering = self._run("heartbeat", **values).one()
+        else:
+            renewed, pid, recovering = self._run("alive").one()
+        if recovering:
+            raise LockSessionError("the server is not the primary any more")
+        if pid != self._server.backend_pid:
+            raise LockSessionError(f"backend {self._server.backend_pid} holds the locks, but {pid} answered")
+        if renewed != len(terms):
+            raise LockSessionError(f"{len(terms) - renewed} of {len(terms)} terms were replaced by later ones")
+        self._record_elected({(self._keys[name], terms[name]) for name in acting})
+
+    def _record_elected(self, acting: set[tuple[int, int]]) -> None:
+        new = acting - self._recorded
+        if new:
+            self._run("elected", keys=[key for key, _ in new], tokens=[token for _, token in new])
+        self._recorded = acting
+
+    def unlock(self, names: Iterable[str]) -> None:
+        """Give locks back under which nothing was begun."""
+        if not all(unlocked for (unlocked,) in self._run("unlock", keys=[self._keys[name] for name in names])):
+            raise LockSessionError("a lock that should have been held was not")
+
+    def release(self, name: str, mark: Mark | None) -> None:
+        """Leave the stopped mark, then unlock and notify: the mark is committed before anybody can get the lock."""
+        if mark is not None:
+            self.leave_marks((mark,))
+        if not self._run("release", key=self._keys[name], channel=channel(self._namespace), name=name).one()[0]:
+            raise LockSessionError(f"the lock of {name!r} should have been held, and was not")
+
+    def leave_marks(self, marks: tuple[Mark, ...], *, notify: bool = False) -> None:
+        """Leave the stopped mark of each term, by its exact token."""
+        self._run(
+            "mark",
+            keys=[self._keys[mark.name] for mark in marks],
+            tokens=[mark.token for mark in marks],
+            reasons=[mark.reason for mark in marks],
+        )
+        if notify:
+            self._run("notify", channel=channel(self._namespace))
+
+    def rename(self, name: str) -> None:
+        """Change how this session shows in `pg_stat_activity`, and so to the other nodes."""
+        self._run("rename", name=name)
+
+
+_SQL = {
+    "names": "select key, namespace, name from {prefix}singleton where key = any(cast(:keys as bigint[]))",
+    "poll": """
+select wanted.key, case when wanted.trying then pg_try_advisory_lock(wanted.key) else false end, s.token, s.heartbeats
+from unnest(cast(:keys as bigint[]), cast(:trying as boolean[])) as wanted (key, trying)
+left join {prefix}singleton s on s.key = wanted.key""",
+    "stopped": """
+select t.key, t.token
+from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[])) as awaited (key, token)
+join {prefix}term t on t.key = awaited.key and t.token = awaited.token
+where t.stopped_at is not null""",
+    "members": """
+select application_name from pg_stat_activity where datname = current_database() and application_name like 'highlander %'""",
+    # The token leads with the timeline, so that it rises over a failover that lost rows; below it stands the server's
+    # time in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even
+    # where the tables were dropped, or restored from a snapshot on the same timeline.
+    "begin": """
+with before as materialized (
+    select s.key, s.token, s.heartbeats, s.owed, s.instance = :instance as same_instance
+    from {prefix}singleton s where s.key = any(cast(:keys as bigint[])) order by s.key for update
+), known as materialized (
+    select b.*, t.stopped_at is not null as stopped
+    from before b left join {prefix}term t on t.key = b.key and t.token = b.token
+), begun as (
+    insert into {prefix}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
+    select wanted.key, :namespace, wanted.name,
+        greatest(
+            coalesce(k.token, 0) + 1,
+            (cast(:timeline as bigint) << 32)
+                + greatest(0, least(extract(epoch from clock_timestamp())::bigint - :epoch, 4294967295))
+        ),
+        0,
+        case when k.stopped and k.same_instance then :lease else greatest(:lease, coalesce(k.owed, 0)) end,
+        :instance
+    from unnest(cast(:keys as bigint[]), cast(:names as text[])) as wanted (key, name)
+    left join known k on k.key = wanted.key
+    on conflict (key) do update set token = excluded.token, heartbeats = 0, owed = excluded.owed,
+        instance = excluded.instance where s.token < excluded.token
+    returning s.key, s.token
+), recorded as (
+    insert into {prefix}term (key, token, node, worker, pid, lease)
+    select key, token, :node, :worker, :pid, :lease from begun
+)
+select begun.key, begun.token, k.token, k.heartbeats, k.owed, k.same_instance, k.stopped
+from begun left join known k on k.key = begun.key""",
+    "heartbeat": """
+with renewed as (
+    update {prefix}singleton s
+    set heartbeats = s.heartbeats + 1, owed = case when held.acting then :lease else s.owed end
+    from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[]), cast(:acting as boolean[])) as held (key, token, acting)
+    where s.key = held.key and s.token = held.token
+    returning s.key
+)
+select count(*), pg_backend_pid(), pg_is_in_recovery() from renewed""",
+    "alive": "select 0, pg_backend_pid(), pg_is_in_recovery()",
+    "elected": """
+update {prefix}term t set elected_at = clock_timestamp()
+from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[])) as acting (key, token)
+where t.key = acting.key and t.token = acting.token and t.elected_at is null""",
+    "unlock": "select pg_advisory_unlock(held.key) from unnest(cast(:keys as bigint[])) as held (key)",
+    "release": "select pg_advisory_unlock(:key), pg_notify(:channel, :name)",
+    "mark": """
+update {prefix}term t set stopped_at = clock_timestamp(), ended_at = clock_timestamp(), reason = ended.reason
+from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[]), cast(:reasons as text[])) as ended (key, token, reason)
+where t.key = ended.key and t.token = ended.token and t.stopped_at is null""",
+    "notify": "select pg_notify(:channel, '')",
+    "rename": "select set_config('application_name', :name, false)",
+}

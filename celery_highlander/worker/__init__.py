@@ -1,0 +1,1 @@
+"""The plugin's side in Celery: bootsteps, queues, singleton processes, remote control."""

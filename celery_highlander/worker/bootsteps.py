@@ -1,0 +1,227 @@
+"""The bootsteps: `HighlanderStep` owns the keeper link and frames the worker's life, `QueueStep` follows the broker connection."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery import bootsteps, signals
+
+from celery_highlander.errors import ConfigurationError, HighlanderError
+from celery_highlander.worker import pools
+from celery_highlander.worker.highlander import Highlander, path_of_app
+from celery_highlander.worker.leadership import TermInfo
+from celery_highlander.worker.link import KeeperLink, LinkPlan
+from celery_highlander.worker.queues import Consumers, QueueWork
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+    from celery.worker.consumer import Consumer
+
+logger = logging.getLogger("celery_highlander")
+
+EX_CONFIG = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
+
+FIRST_WORD_TIMEOUT = 8.0
+"""Seconds that a starting worker waits for its keeper's first word from the database."""
+
+
+def refuse(error: HighlanderError) -> SystemExit:
+    """Say why the worker cannot start, without a traceback; return what ends it with exit code 78."""
+    lines = "\n".join(line for line in (error.message, error.hint) if line)
+    click.secho(f"celery-highlander: {lines}", fg="red", err=True)
+    return SystemExit(EX_CONFIG)
+
+
+class HighlanderStep(bootsteps.StartStopStep):
+    """Started before the pool, and stopped after it: the lock outlives every task that it guards."""
+
+    label = "Highlander"
+    requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
+
+    def __init__(
+        self,
+        w: WorkController,
+        highlander_eligible: bool | None = None,
+        highlander_priority: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        w.highlander = self
+        self._eligible = highlander_eligible
+        self._priority = highlander_priority
+        super().__init__(w, **kwargs)
+
+    def include(self, w: WorkController) -> bool:
+        """Join the worker's steps at the front: started first, stopped last, when the pool is drained."""
+        included, link = self._should_include(w)
+        if included:
+            self.obj = link
+            w.steps.insert(0, self)
+        return bool(included)
+
+    def create(self, w: WorkController) -> KeeperLink:
+        """Read the settings and make everything ready; nothing is connected yet."""
+        try:
+            return self._create(w)
+        except HighlanderError as error:
+            raise refuse(error) from None
+
+    def _create(self, w: WorkController) -> KeeperLink:
+        highlander = Highlander.of(w.app)
+        if highlander is None:
+            raise ConfigurationError("celery-highlander is not installed in this app")
+        settings = highlander.settings()
+        overrides = {"eligible": self._eligible, "priority": self._priority}
+        for name, value in overrides.items():
+            if value is not None:
+                object.__setattr__(settings, name, value)  # not shared yet
+        self.settings = settings
+        queues = highlander.queues(settings)
+        processes = highlander.processes(settings)
+        _refuse_static_queues(w, queues)
+        self.consumers = Consumers(w.app, w)
+        self.consumers.declare(queues)
+        stopper = pools.stopper_for(w)
+        if stopper.announcement and queues:
+            logger.warning("highlander: %s", stopper.announcement)
+        plan = LinkPlan(
+            settings=settings,
+            keys=highlander.keys(settings),
+            worker=w.hostname,
+            processes=processes,
+            load=_load(w, settings, processes),
+            target=lambda: highlander.target(settings),
+            target_changes=highlander.has_changing_target,
+        )
+        link = KeeperLink(plan, {})
+        for name in queues:
+            self.consumers.works[name] = QueueWork(name, stopper, link.cell, self.consumers)
+        link.works.update(self.consumers.works)
+        self.consumers.install_gate(self._term_of)
+        self.link = link
+        self.queues, self.processes = queues, processes
+        return link
+
+    def _term_of(self, work: QueueWork) -> TermInfo:
+        settings = self.settings
+        return TermInfo(
+            work.name, work.token or 0, work.elected_at, settings.namespace, settings.schema, settings.kill_margin
+        )
+
+    def start(self, w: WorkController) -> None:
+        """Start the keeper, and refuse to go on where the database cannot carry a lock."""
+        try:
+            self.link.start(FIRST_WORD_TIMEOUT)
+        except HighlanderError as error:
+            raise refuse(error) from None
+        signals.worker_shutting_down.connect(self._shutting_down, sender=w.hostname)
+        self.link.campaign(sorted(self.processes))
+
+    def _shutting_down(self, **kwargs: Any) -> None:
+        self.link.leave("worker shutting down")  # in the signal handler already: nobody has to wait for the loop
+
+    def close(self, w: WorkController) -> None:
+        """Hand over before anything else is waited for."""
+        self.link.leave("worker shutting down")
+        self.consumers.reconcile()
+
+    def stop(self, w: WorkController) -> None:
+        """The pool is drained: wait until everything is released."""
+        settings = self.settings
+        if not self.link.finish(settings.drain_timeout + settings.lease_duration):
+            logger.warning("highlander: not everything could be released; other nodes wait for the lease")
+
+    def terminate(self, w: WorkController) -> None:
+        """Cold shutdown: the children are dead; the keeper cleans up as soon as this process is gone, too."""
+        self.link.leave("worker terminated")
+
+    def info(self, w: WorkController) -> dict[str, Any]:
+        """What `inspect stats` and `inspect highlander` show."""
+        return {"highlander": describe(self)}
+
+
+def describe(step: HighlanderStep) -> dict[str, Any]:
+    """Return the singletons of this worker as plain values; reads memory only."""
+    shown = step.link.snapshot
+    names = [*step.queues, *step.processes]
+    return {
+        "node": step.link.node,
+        "connected": shown.connected,
+        "reason": shown.reason,
+        "keeper_pid": step.link.keeper_pid,
+        "singletons": {
+            name: {
+                "kind": "queue" if name in step.queues else "process",
+                "role": "leader" if shown.phases.get(name) in ("leading", "stopping") else "standby",
+                "phase": shown.phases.get(name, "standby"),
+                "token": shown.tokens.get(name),
+                "since": shown.since.get(name),
+                "pid": shown.pids.get(name, os.getpid() if name in step.queues else None),
+            }
+            for name in names
+        },
+    }
+
+
+class QueueStep(bootsteps.StartStopStep):
+    """Restarted with each broker connection: brings its consumer in line before it consumes anything."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def include_if(self, c: Consumer) -> bool:
+        """Only beside `HighlanderStep`."""
+        return getattr(c.controller, "highlander", None) is not None
+
+    def start(self, c: Consumer) -> None:
+        """Take the new connection over."""
+        step: HighlanderStep = c.controller.highlander
+        if c.hub is None:
+            _drain_often(c)
+        step.consumers.connected(c)
+        step.link.campaign(sorted(step.queues))
+        step.link.broker_is(connected=True)
+
+    def stop(self, c: Consumer) -> None:
+        """The connection is gone, or about to be closed."""
+        step: HighlanderStep = c.controller.highlander
+        step.consumers.disconnected()
+        step.link.broker_is(connected=False)
+
+
+def _drain_often(c: Consumer) -> None:
+    """Without an event loop the consumer waits 2 s for a message before it looks at anything else: make it 0.2 s."""
+    drain = c.connection.drain_events
+    c.connection.drain_events = lambda timeout=None, **more: drain(timeout=min(timeout or 0.2, 0.2), **more)
+
+
+def _refuse_static_queues(w: WorkController, queues: tuple[str, ...]) -> None:
+    selected = getattr(w.app.amqp.queues, "_consume_from", None) or {}  # None without -Q; there is no public way
+    both = sorted(set(queues) & set(selected))
+    if both:
+        raise ConfigurationError(
+            f"-Q lists {', '.join(map(repr, both))}, which only the leader consumes.",
+            "Leave singleton queues out of -Q (or add -X): the leader consumes them by itself.",
+        )
+
+
+def _load(w: WorkController, settings: Any, processes: dict[str, str]) -> dict[str, Any]:
+    """What the launcher needs to load the application as this worker did."""
+    import sys
+
+    return {
+        "app": path_of_app(w.app),
+        "functions": processes,
+        "sys_path": sys.path,
+        "namespace": settings.namespace,
+        "schema": settings.schema,
+        "kill_margin": settings.kill_margin,
+        "worker": w.hostname,
+        "log": {
+            "level": w.loglevel,
+            "file": w.logfile,
+            "redirect": bool(getattr(w, "redirect_stdouts", False)),
+            "redirect_level": str(getattr(w, "redirect_stdouts_level", "WARNING")),
+        },
+    }

@@ -1,0 +1,115 @@
+"""In a pool child: registers with the keeper, and ends itself before the lease does where nobody else can."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from celery_highlander.clock import boot_time
+from celery_highlander.keeper.cell import LeaseCell
+from celery_highlander.keeper.children import register
+from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
+from celery_highlander.worker.link import KEEPER_ADDRESS
+from celery_highlander.worker.queues import HEADER
+
+if TYPE_CHECKING:
+    from celery import Task
+
+_RETRY = 0.2  # seconds between two tries to reach the keeper
+
+
+class ChildGuard:
+    """The guard of one pool child: a thread that does nothing while no task of a singleton queue runs here."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._connection: socket.socket | None = None
+        self._cell: LeaseCell | None = None
+        self._has_cell = threading.Event()
+        self._guarded = 0  # running tasks of singleton queues
+        threading.Thread(target=self._run, name="highlander-guard", daemon=True).start()
+
+    def enter(self, term: TermInfo) -> Leadership | None:
+        """A task of a singleton queue begins; None where the lease cannot be known."""
+        if not self._has_cell.wait(1.0) or self._cell is None:
+            return None
+        self._guarded += 1
+        self._wake_out.send(b".")
+        return Leadership(term, self._cell)
+
+    def leave(self) -> None:
+        """It has ended."""
+        self._guarded -= 1
+        self._wake_out.send(b".")
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_in, select.POLLIN)
+        while True:
+            if self._connection is None and self._join():
+                poll.register(self._connection, select.POLLIN)
+            wait = None if self._connection is not None else _RETRY
+            if self._guarded > 0 and self._cell is not None:
+                left = self._cell.deadline - boot_time()
+                if left <= 0:
+                    os.kill(os.getpid(), signal.SIGKILL)  # the lease ends, and whoever should have said so is frozen
+                wait = left if wait is None else min(wait, left)
+            ready = {descriptor for descriptor, _ in poll.poll(None if wait is None else max(1.0, wait * 1000))}
+            if self._wake_in.fileno() in ready:
+                self._wake_in.recv(4096)
+            if self._connection is not None and self._connection.fileno() in ready:
+                poll.unregister(self._connection)
+                self._connection.close()  # the keeper says nothing over it: this is its end
+                self._connection = None
+
+    def _join(self) -> bool:
+        try:
+            connection, descriptor = register(self._address, 1.0)
+        except OSError:
+            return False
+        self._connection = connection
+        self._cell = LeaseCell(descriptor)
+        os.close(descriptor)
+        self._has_cell.set()
+        return True
+
+
+_guard: ChildGuard | None = None
+_entered: set[str] = set()
+
+
+@signals.worker_process_init.connect(weak=False)
+def _start_guard(**kwargs: Any) -> None:
+    """A pool child begins: one of prefork, or a solo pool's own process, which is the worker itself."""
+    global _guard
+    address = os.environ.get(KEEPER_ADDRESS)
+    if address:
+        _guard = ChildGuard(address)
+
+
+@signals.task_prerun.connect(weak=False)
+def _enter(task_id: str = "", task: Task | None = None, **kwargs: Any) -> None:
+    term = getattr(task.request, HEADER, None) if task is not None else None
+    if term is None or _guard is None:
+        return
+    leadership = _guard.enter(TermInfo(**term))
+    if leadership is not None:
+        _entered.add(task_id)
+        set_current(leadership)
+
+
+@signals.task_postrun.connect(weak=False)
+def _leave(task_id: str = "", **kwargs: Any) -> None:
+    if task_id in _entered and _guard is not None:
+        _entered.discard(task_id)
+        set_current(None)
+        with contextlib.suppress(OSError):
+            _guard.leave()

@@ -1,0 +1,248 @@
+"""`Highlander`: installs the plugin into a Celery app, and is where singletons are declared; opens no connection."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import click
+from celery.bin.base import CeleryOption
+
+from celery_highlander.config import PREFIX, Settings, check_name, check_names, check_url, read_settings
+from celery_highlander.errors import ConfigurationError
+from celery_highlander.store import status as store_status
+from celery_highlander.store.connecting import Target, parse_url
+from celery_highlander.worker.targets import target_of_engine, target_of_path
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from sqlalchemy import Engine
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+_INSTALLED: WeakKeyDictionary[Celery, Highlander] = WeakKeyDictionary()
+
+WORKER_OPTIONS = (
+    CeleryOption(
+        ("--highlander-eligible/--no-highlander-eligible",),
+        default=None,
+        help_group="Highlander Options",
+        help="Whether this worker may lead singletons at all (setting: highlander_eligible).",
+    ),
+    CeleryOption(
+        ("--highlander-priority",),
+        type=click.IntRange(-999, 999),
+        default=None,
+        help_group="Highlander Options",
+        help="Workers of a higher priority lead first (setting: highlander_priority).",
+    ),
+)
+
+
+def add_worker_options(app: Celery) -> None:
+    """Give `celery worker` the options that differ for each node."""
+    app.user_options["worker"].update(WORKER_OPTIONS)
+
+
+class Highlander:
+    """The plugin for one Celery app.
+
+    Args:
+        app: the app; its settings are read when a worker starts, or a command asks.
+        engine: an engine that the application has already: its URL and connect arguments are used, never its pool.
+
+    Example:
+        >>> highlander = Highlander(app)
+        >>> highlander.queue("ledger")
+        >>> @highlander.process
+        ... def price_feed(leadership):
+        ...     while not leadership.wait(1.0):
+        ...         ...
+    """
+
+    def __new__(cls, app: Celery, *, engine: Engine | None = None) -> Highlander:
+        """Return the app's one instance: installing twice changes nothing."""
+        instance = _INSTALLED.get(app)
+        if instance is None:
+            instance = super().__new__(cls)
+            instance._install(app)
+            _INSTALLED[app] = instance
+        if engine is not None:
+            instance._engine = engine
+        return instance
+
+    def __init__(self, app: Celery, *, engine: Engine | None = None) -> None:
+        """Everything happens in `__new__`, which a second call for the same app skips."""
+
+    @classmethod
+    def of(cls, app: Celery) -> Highlander | None:
+        """Return the instance that is installed in `app`, or None."""
+        return _INSTALLED.get(app)
+
+    def _install(self, app: Celery) -> None:
+        import celery_highlander.worker.children
+        import celery_highlander.worker.control  # noqa: F401  # registers `inspect highlander`
+        from celery_highlander.worker.bootsteps import HighlanderStep, QueueStep
+
+        self.app = app
+        self._engine: Engine | None = None
+        self._queues: dict[str, None] = {}
+        self._processes: dict[str, str] = {}
+        app.steps["worker"].add(HighlanderStep)
+        app.steps["consumer"].add(QueueStep)
+        add_worker_options(app)
+
+    # -- declaring -----------------------------------------------------------------------------------------------------
+
+    def queue(self, name: str) -> None:
+        """Have the queue `name` consumed by exactly one worker, beside those of `highlander_queues`.
+
+        Raises:
+            ConfigurationError: the name cannot be one, or is taken.
+        """
+        self._check_free(name)
+        self._queues[name] = None
+
+    def process(
+        self, target: Function | str | None = None, *, name: str | None = None
+    ) -> Function | Callable[[Function], Function]:
+        """Run a function, of the given `Leadership`, in a process of its own on exactly one node.
+
+        It has to return soon after `leadership.wait(…)` returned True. When it ends otherwise it is started again, with
+        back-off; when it keeps ending, another node gets its chance.
+
+        Args:
+            target: the function, or its dotted path `module:function`; without it, returns a decorator.
+            name: the singleton's name; the function's own if none is given.
+
+        Raises:
+            ConfigurationError: the function cannot be imported by another process, or the name is taken.
+        """
+        if target is None:
+            return lambda function: self.process(function, name=name)  # type: ignore[return-value]  # given a function
+        if isinstance(target, str):
+            path = target
+        else:
+            path = f"{target.__module__}:{target.__qualname__}"
+            if "<" in path or target.__module__ == "__main__":
+                raise ConfigurationError(
+                    f"the singleton process {path!r} cannot be imported by another process.",
+                    "Define it at the top level of a module that is not run as a script.",
+                )
+        name = name or path.replace(":", ".").rpartition(".")[2]
+        if self._processes.get(name) != path:  # a module may be imported twice
+            self._check_free(name)
+        self._processes[name] = path
+        return target  # type: ignore[return-value]  # unchanged
+
+    def _check_free(self, name: str) -> None:
+        problem = check_name(name)
+        if problem:
+            raise ConfigurationError(problem)
+        if name in self._queues or name in self._processes:
+            raise ConfigurationError(f"there are two singletons of the name {name!r}; names are unique, rename one")
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def settings(self) -> Settings:
+        """Return the settings, read anew.
+
+        Raises:
+            ConfigurationError: with every violation.
+        """
+        conf = self.app.conf
+        settings = read_settings(conf.get, set_names(conf), namespace=_default_namespace(self.app))
+        problems = []
+        if not (settings.url or settings.engine or self._engine):
+            problems.append(
+                "highlander_url is not set: the lock needs a PostgreSQL, for instance "
+                "app.conf.highlander_url = 'postgresql+psycopg2://app@db/shop'"
+            )
+        if self._engine is not None:
+            if settings.url or settings.engine:
+                problems.append("Highlander(app, engine=…) and highlander_url or highlander_engine are given; keep one")
+            problems += check_url(self._engine.url.render_as_string(hide_password=False))
+        for name in [*self._queues, *self._processes]:
+            if name in settings.processes or (name in settings.queues and name in self._processes):
+                problems.append(f"there are two singletons of the name {name!r}; names are unique, rename one")
+        if problems:
+            raise ConfigurationError.of(problems)
+        if settings.url:
+            parse_url(settings.url)
+        return settings
+
+    def queues(self, settings: Settings) -> tuple[str, ...]:
+        """Return the names of all singleton queues."""
+        return tuple(dict.fromkeys([*settings.queues, *self._queues]))
+
+    def processes(self, settings: Settings) -> dict[str, str]:
+        """Return all singleton processes: name to dotted path."""
+        return {**settings.processes, **self._processes}
+
+    def keys(self, settings: Settings) -> dict[str, int]:
+        """Return the lock keys of all singletons."""
+        return check_names(settings.namespace, [*self.queues(settings), *self.processes(settings)])
+
+    def target(self, settings: Settings) -> Target:
+        """Return where to connect to.
+
+        Raises:
+            ConfigurationError: the engine's function does not give a usable engine.
+        """
+        if self._engine is not None:
+            return target_of_engine(self._engine)
+        if settings.engine:
+            return target_of_path(settings.engine)
+        return Target(settings.url, {})
+
+    @property
+    def has_changing_target(self) -> bool:
+        """Whether URL and credentials have to be asked for anew at each connection."""
+        return self._engine is not None or bool(self.app.conf.get(f"{PREFIX}engine"))
+
+    def status(self) -> list[store_status.SingletonStatus]:
+        """Return who leads what, as the database says; works anywhere, without a worker or broker.
+
+        Raises:
+            LockSessionError: the database cannot be asked.
+        """
+        settings = self.settings()
+        return store_status.read(self.target(settings), settings.namespace, settings.schema, self.keys(settings))
+
+    def whereis(self, name: str) -> str | None:
+        """Return the node name of the leader of `name`, usable as Celery's `destination=`; None where nobody leads."""
+        leader = {entry.name: entry for entry in self.status()}.get(name)
+        return leader.worker if leader is not None and leader.state == "leading" else None
+
+
+def set_names(conf: Any) -> Iterable[str]:  # noqa: ANN401  # Celery's Settings, a chain of mappings
+    """Return the `highlander_…` keys that are set in an app's configuration, namespaced ones without their namespace."""
+    prefix = getattr(conf, "prefix", "") or ""
+    found = set()
+    for mapping in conf.maps:
+        for key in list(mapping):
+            name = str(key)
+            if prefix and name.startswith(prefix):
+                name = name[len(prefix) :]
+            if name.lower().startswith(PREFIX):
+                found.add(name.lower())
+    return found
+
+
+def _default_namespace(app: Celery) -> str:
+    main = app.main or "celery"
+    return main if main != "__main__" else "celery"
+
+
+def path_of_app(app: Celery) -> str:
+    """Return `module:attribute` under which another process finds the app; empty if there is none."""
+    candidates = [
+        f"{name}:{attribute}"
+        for name, module in list(sys.modules.items())
+        if module is not None and name != "__main__" and not name.startswith("celery")
+        for attribute, value in list(getattr(module, "__dict__", {}).items())
+        if value is app and isinstance(attribute, str)
+    ]
+    return min(candidates, key=lambda path: (len(path), path), default="")

@@ -1,0 +1,470 @@
+"""The worker's link to its keeper: starts it, listens to it, and stops the worker's own work when it is silent or gone.
+
+One native thread does all of that. Beside the keeper it is the second who holds the deadline: the lease cell says until when work
+may run, and this thread stops and kills the worker's work by it, whether the keeper says so or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from celery_highlander.clock import boot_time
+from celery_highlander.config import Settings
+from celery_highlander.errors import ERRORS_BY_CODE, HighlanderError, LockSessionError
+from celery_highlander.keeper import cell as lease_cell
+from celery_highlander.keeper import children
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.store.connecting import Target
+from celery_highlander.worker import signals
+
+logger = logging.getLogger("celery_highlander")
+
+KEEPER_ADDRESS = "CELERY_HIGHLANDER_KEEPER"
+"""The environment variable by which pool children find their keeper."""
+
+RESPAWN_DELAY = 0.2
+"""Seconds before a keeper that died is started again."""
+
+_PATIENCE = 0.02  # seconds between two looks at work that has to stop
+
+
+class Work(Protocol):
+    """A singleton's work in the worker itself. Called on the link's thread; must not block and must not raise."""
+
+    def start(self, token: int, elected_at: float) -> None:
+        """The work may act."""
+
+    def stop(self, reason: str, kill_at: float | None) -> None:
+        """The work has to stop; what is left at `kill_at` (boot-time clock; None: never) has to be killed."""
+
+    def is_over(self, now: float) -> bool:
+        """Kill what is overdue; return whether no work is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPlan:
+    """What the link needs to know: settings, lock keys, the worker's name, and how processes are launched."""
+
+    settings: Settings
+    keys: dict[str, int]
+    worker: str
+    processes: dict[str, str]
+    load: dict[str, Any]
+    target: Callable[[], Target]
+    target_changes: bool
+
+
+@dataclass(slots=True)
+class Held:
+    """A term that this node holds, as far as the worker knows."""
+
+    token: int
+    elected_at: float
+    stopping: bool = False
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What `inspect highlander` shows; replaced as a whole, never changed."""
+
+    connected: bool = False
+    phases: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, int | None] = field(default_factory=dict)
+    pids: dict[str, int] = field(default_factory=dict)
+    since: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+class KeeperLink:
+    """The link of one worker."""
+
+    def __init__(self, plan: LinkPlan, works: dict[str, Work]) -> None:
+        self._plan = plan
+        self.works = works
+        self._timing = plan.settings.timing
+        self.node = uuid.uuid4().hex[:12]
+        self.snapshot = Snapshot()
+        self._cell_descriptor = lease_cell.create()
+        self.cell = lease_cell.LeaseCell(self._cell_descriptor)
+        self._address = children.new_address()
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._respawn_at = 0.0
+        self._heard_at = self._pulse_at = self._looped_at = 0.0
+        self._held: dict[str, Held] = {}  # the worker's own work
+        self._process_terms: dict[str, int] = {}  # terms whose work is the keeper's
+        self._reported: dict[str, tuple[int, str]] = {}  # our own work is over, and the keeper has yet to say so
+        self._ends: dict[str, tuple[str, bool]] = {}  # why a term that has to stop ends, and whether it was lost
+        self._unmarked: list[tuple[str, int, str]] = []
+        self._orders: deque[Callable[[], None]] = deque()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._campaigning: set[str] = set()
+        self._broker_gone_at: float | None = None
+        self._leaving = False
+        self._closed = False
+        self._first_word = threading.Event()
+        self._refusal: HighlanderError | None = None
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="highlander-link", daemon=True)
+
+    # -- called by the worker's other threads --------------------------------------------------------------------------
+
+    @property
+    def keeper_pid(self) -> int | None:
+        """The keeper's pid; None while there is none."""
+        return self._keeper.pid if self._keeper is not None else None
+
+    def start(self, timeout: float) -> None:
+        """Start the keeper, and wait for its first word from the database, for `timeout` seconds at most.
+
+        Raises:
+            HighlanderError: the database may not be used as it is (a pooler, a standby, missing rights, …).
+        """
+        os.environ[KEEPER_ADDRESS] = self._address
+        self._spawn()
+        self._thread.start()
+        self._first_word.wait(timeout)
+        if self._refusal is not None:
+            self._closed = True
+            self._wake()
+            raise self._refusal
+
+    def campaign(self, names: list[str]) -> None:
+        """Take part in the elections of `names`."""
+        self._order(lambda: self._campaign(names))
+
+    def withdraw(self, names: list[str], reason: str, rest: float | None = None, *, patient: bool = False) -> None:
+        """Give up leading `names`; for good, or for `rest` seconds. Safe in a signal handler."""
+        self._order(lambda: self._withdraw(names, reason, rest, patient))
+
+    def broker_is(self, *, connected: bool) -> None:
+        """Note whether there is a broker: a leader that is without one for too long steps down from its queues."""
+        self._broker_gone_at = None if connected else boot_time()
+
+    def leave(self, reason: str) -> None:
+        """Give up everything, letting running tasks finish. Safe in a signal handler."""
+
+        def order() -> None:
+            if not self._leaving:
+                self._leaving = True
+                self._withdraw(list(self._plan.keys), reason, None, True)
+
+        self._order(order)
+
+    def finish(self, timeout: float) -> bool:
+        """After the pool is drained: wait until everything is released; return whether it was within `timeout`."""
+        self.leave("worker shutting down")
+        self._order(self._look_whether_released)
+        done = self._released.wait(timeout)
+        self._closed = True
+        self._wake()
+        self._thread.join(1.0)
+        return done
+
+    def _order(self, order: Callable[[], None]) -> None:
+        self._orders.append(order)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_out.send(b".")
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                self._turn()
+            except Exception:
+                logger.critical("the link to the keeper failed: stopping this worker's singletons", exc_info=True)
+                self._keeper_lost("the link failed")
+        if self._channel is not None:
+            self._channel.close()
+
+    def _turn(self) -> None:
+        now = boot_time()
+        poll = select.poll()
+        poll.register(self._wake_in, select.POLLIN)
+        if self._channel is not None:
+            poll.register(self._channel, select.POLLIN)
+        stopping = any(held.stopping for held in self._held.values())
+        limit = _PATIENCE if stopping else max(0.0, min(self._pulse_at - now, 1.0))
+        ready = {descriptor for descriptor, _ in poll.poll(limit * 1000)}
+        if self._wake_in.fileno() in ready:
+            self._wake_in.recv(4096)
+        if self._channel is not None and self._channel.fileno() in ready:
+            self._hear()
+        while self._orders:
+            self._orders.popleft()()
+        self._look_around(boot_time())
+
+    def _look_around(self, now: float) -> None:
+        if now - self._looped_at > 1.0 + self._timing.heartbeat_interval:
+            self._heard_at = max(self._heard_at, now - 1.0)  # it was us who was away: the keeper gets a moment
+        self._looped_at = now
+        if now >= self._pulse_at:
+            self._pulse_at = now + self._timing.heartbeat_interval
+            self._tell("pulse")
+        if self._channel is None:
+            if now >= self._respawn_at and not self._held and not self._leaving:
+                self._spawn()
+        elif now - self._heard_at > self._plan.settings.worker_timeout:
+            logger.error("the keeper is silent for %.1f s: killing it", now - self._heard_at)
+            self._keeper_lost("keeper silent")
+        self._watch_lease(now)
+        self._watch_broker(now)
+        for name in [name for name, held in self._held.items() if held.stopping]:
+            if self.works[name].is_over(now):
+                self._over(name)
+        self._look_whether_released()
+
+    def _watch_lease(self, now: float) -> None:
+        """Hold the deadline ourselves: with no word from the keeper the work stops in time all the same."""
+        deadline = self.cell.deadline
+        if not self._held or now < deadline - self._timing.drain_timeout:
+            return
+        for name, held in self._held.items():
+            if not held.stopping:
+                self._stop(name, held.token, "lease not renewed in time", deadline, lost=True)
+
+    def _watch_broker(self, now: float) -> None:
+        gone = self._broker_gone_at
+        timeout = self._plan.settings.broker_timeout
+        if gone is None or self._leaving or now - gone < timeout or not self._campaigning & set(self.works):
+            return
+        logger.warning("no broker for %g s: stepping down from its queues until it is back", timeout)
+        self._withdraw(sorted(self.works), f"no broker for {timeout:g} s", None, False)
+
+    # -- the keeper ----------------------------------------------------------------------------------------------------
+
+    def _spawn(self) -> None:
+        settings = self._plan.settings
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-m", "celery_highlander.keeper", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), self._cell_descriptor),
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": _python_path()},
+            )
+        self._channel = Channel(ours)
+        self._heard_at = boot_time() + settings.worker_timeout + 10.0  # its first word may take the time of its imports
+        self._pulse_at = 0.0
+        self.node = uuid.uuid4().hex[:12]  # a new keeper is a new node: its session and its terms are its own
+        changing = self._plan.target_changes
+        target = None if changing else self._plan.target()
+        self._tell(
+            "hello",
+            pid=os.getpid(),
+            node=self.node,
+            worker=self._plan.worker,
+            cell=self._cell_descriptor,
+            address=self._address,
+            timing={name: getattr(self._timing, name) for name in self._timing.__dataclass_fields__},
+            worker_timeout=settings.worker_timeout,
+            keys=self._plan.keys,
+            namespace=settings.namespace,
+            schema=settings.schema,
+            migrate=settings.migrate,
+            priority=settings.priority,
+            eligible=settings.eligible,
+            unmarked=self._unmarked,
+            target=None if target is None else {"url": target.url, "connect_args": target.connect_args},
+            processes=self._plan.processes,
+            launch={
+                "argv": [sys.executable, "-m", "celery_highlander.worker.launcher"],
+                "load": self._plan.load,
+            },
+        )
+        self._unmarked = []
+        self._tell("campaign", names=sorted(self._campaigning))
+
+    def _tell(self, type_: str, **fields: object) -> None:
+        if self._channel is not None:
+            with contextlib.suppress(ChannelClosedError):  # its end shows when we read
+                self._channel.send(type_, **fields)
+
+    def _hear(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            messages = self._channel.receive()
+        except ChannelClosedError:
+            if not self._closed:
+                self._keeper_lost("keeper died")
+            return
+        self._heard_at = boot_time()
+        for message in messages:
+            self._take(message)
+
+    def _keeper_lost(self, reason: str) -> None:
+        """No keeper: what runs here stops before the lease ends, and what the keeper ran dies with it."""
+        if self._keeper is not None:
+            with contextlib.suppress(OSError):
+                self._keeper.kill()
+            self._keeper.wait()
+            self._keeper = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if not self._leaving:
+            logger.error("%s: stopping this worker's singletons until there is a new one", reason)
+        self._respawn_at = boot_time() + RESPAWN_DELAY
+        now = boot_time()
+        deadline = min(self.cell.deadline, now + self._timing.drain_timeout)
+        for name, held in list(self._held.items()):
+            self._stop(name, held.token, reason, deadline, lost=True)
+        self._unmarked += [(name, token, why) for name, (token, why) in self._reported.items()]
+        for name, token in [*self._process_terms.items(), *((name, token) for name, (token, _) in self._reported.items())]:
+            self._ends.setdefault(name, (reason, True))
+            self._told_end(name, token, reason)
+        self._reported.clear()
+        self._process_terms.clear()
+        self.snapshot = Snapshot(reason=reason)
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def _take(self, message: Message) -> None:
+        match message["type"]:
+            case "opened":
+                self._show(connected=True, reason="")
+                self._first_word.set()
+                logger.info("highlander: lock session open, backend %s", message["backend_pid"])
+            case "closed":
+                self._show(connected=False, reason=message["reason"])
+            case "refused":
+                self._refused(message)
+            case "elected":
+                self._elected(message["name"], message["token"])
+            case "stop":
+                deadline, lost = message["kill_deadline"], message.get("lost", False)
+                self._stop(message["name"], message["token"], message["reason"], deadline, lost=lost)
+            case "ended":
+                self._ended(message["name"], message["token"], message["reason"])
+            case "phase":
+                phases = {**self.snapshot.phases, message["name"]: message["phase"]}
+                tokens = {**self.snapshot.tokens, message["name"]: message["token"]}
+                self._show(phases=phases, tokens=tokens)
+            case "process":
+                self._show(pids={**self.snapshot.pids, message["name"]: message["pid"]})
+            case "target_wanted":
+                self._tell_target()
+            case "log":
+                logger.log(message["level"], "%s", message["message"], extra={"action": message.get("action")})
+            case _:
+                pass  # "pulse", and whatever a later release says
+
+    def _show(self, **changes: Any) -> None:
+        old = self.snapshot
+        values = {name: getattr(old, name) for name in old.__dataclass_fields__}
+        self.snapshot = Snapshot(**{**values, **changes})
+
+    def _refused(self, message: Message) -> None:
+        error = ERRORS_BY_CODE.get(message["code"], LockSessionError)(message["message"], message["hint"])
+        if error.code != "database_unavailable" and not self._first_word.is_set():
+            self._refusal = error
+        if self.snapshot.reason != message["message"]:  # once, not at every try
+            logger.error("highlander: %s", error)
+        self._show(connected=False, reason=message["message"])
+        self._first_word.set()
+
+    def _tell_target(self) -> None:
+        try:
+            target = self._plan.target()
+        except HighlanderError as error:
+            self._tell("target", error=str(error))
+        except Exception as error:  # noqa: BLE001  # the user's function may raise anything
+            self._tell("target", error=f"highlander_engine raised {type(error).__name__}: {error}")
+        else:
+            self._tell("target", url=target.url, connect_args=target.connect_args)
+
+    # -- elections -----------------------------------------------------------------------------------------------------
+
+    def _campaign(self, names: list[str]) -> None:
+        if not self._leaving and self._plan.settings.eligible:
+            self._campaigning.update(names)
+            self._tell("campaign", names=names)
+
+    def _withdraw(self, names: list[str], reason: str, rest: float | None, patient: bool) -> None:
+        if rest is None:
+            self._campaigning.difference_update(names)
+        self._tell("withdraw", names=names, reason=reason, rest=rest, patient=patient)
+
+    def _elected(self, name: str, token: int) -> None:
+        now = time.time()
+        logger.info("elected leader of %r, token %s", name, token, extra={"action": "elected"})
+        if name in self.works:
+            self._held[name] = Held(token, now)
+            self.works[name].start(token, now)
+        else:
+            self._process_terms[name] = token
+        self._show(since={**self.snapshot.since, name: now})
+        signals.leader_elected.send(sender=name, token=token)
+
+    def _stop(self, name: str, token: int, reason: str, kill_at: float | None, *, lost: bool) -> None:
+        self._ends[name] = (reason, lost)
+        held = self._held.get(name)
+        if held is None or held.token != token:
+            return  # the keeper's to stop
+        held.stopping = True
+        held.reason = reason
+        self.works[name].stop(reason, kill_at)
+        if self.works[name].is_over(boot_time()):
+            self._over(name)
+
+    def _over(self, name: str) -> None:
+        held = self._held.pop(name)
+        if self._channel is None:
+            self._unmarked.append((name, held.token, held.reason))
+            self._told_end(name, held.token, held.reason)
+        else:
+            self._reported[name] = (held.token, held.reason)
+            self._tell("work_stopped", name=name, token=held.token, reason="")
+
+    def _ended(self, name: str, token: int, reason: str) -> None:
+        self._reported.pop(name, None)
+        self._process_terms.pop(name, None)
+        self._told_end(name, token, reason)
+
+    def _told_end(self, name: str, token: int, reason: str) -> None:
+        why, lost = self._ends.pop(name, (reason, False))
+        self._show(
+            pids={key: pid for key, pid in self.snapshot.pids.items() if key != name},
+            since={key: since for key, since in self.snapshot.since.items() if key != name},
+        )
+        if lost:
+            logger.warning("lost %r, token %s: %s", name, token, why, extra={"action": "lost"})
+            signals.leadership_lost.send(sender=name, token=token, reason=why)
+        else:
+            logger.info("stepped down from %r, token %s: %s", name, token, why, extra={"action": "stepped_down"})
+            signals.leader_stepped_down.send(sender=name, token=token, reason=why)
+
+    def _look_whether_released(self) -> None:
+        busy = self._held or self._process_terms or self._reported or set(self.snapshot.phases.values()) - {"standby"}
+        if self._leaving and (self._channel is None or not busy):
+            self._released.set()
+
+
+def _python_path() -> str:
+    """Where the keeper finds this package, whatever put it on our own path."""
+    root = str(Path(__file__).resolve().parents[2])
+    rest = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join([root, rest]) if rest else root

@@ -1,0 +1,12 @@
+"""Celery-style signals for applications; nothing that safety hangs on may depend on a receiver (Celery swallows its errors).
+
+Each is sent in the worker's main process, on the plugin's own thread, with `sender` = the name of the singleton.
+"""
+
+from __future__ import annotations
+
+from celery.utils.dispatch import Signal
+
+leader_elected = Signal(name="leader_elected", providing_args={"token"})
+leader_stepped_down = Signal(name="leader_stepped_down", providing_args={"token", "reason"})
+leadership_lost = Signal(name="leadership_lost", providing_args={"token", "reason"})

@@ -1,0 +1,69 @@
+"""Where to connect to, taken from a SQLAlchemy engine of the application: its arguments, never its pool."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from celery_highlander.errors import ConfigurationError
+from celery_highlander.store.connecting import Target
+
+
+class _ArgumentsSeen(Exception):  # noqa: N818  # no error: it stops the engine just before it connects
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+        super().__init__()
+
+
+def target_of_engine(engine: Engine) -> Target:
+    """Return URL and connect arguments of `engine`, after its own `do_connect` listeners (rotating passwords) had their say.
+
+    Raises:
+        ConfigurationError: the engine makes its connections in a way that cannot be repeated elsewhere.
+    """
+
+    def stop(dialect: object, record: object, arguments: object, keywords: dict[str, Any]) -> None:
+        raise _ArgumentsSeen(dict(keywords))
+
+    event.listen(engine, "do_connect", stop)  # the last one in line
+    try:
+        engine.pool.recreate().connect().close()
+    except _ArgumentsSeen as seen:
+        arguments = seen.arguments
+    else:
+        raise ConfigurationError(
+            "the engine for highlander creates its connections itself (creator=…, or a do_connect listener that connects).",
+            "Give highlander_url, or an engine made from a URL and connect_args.",
+        )
+    finally:
+        event.remove(engine, "do_connect", stop)
+    try:
+        arguments = json.loads(json.dumps(arguments))
+    except TypeError as error:
+        raise ConfigurationError(f"the engine's connect arguments cannot be passed on to the keeper: {error}") from None
+    return Target(engine.url.render_as_string(hide_password=False), arguments)
+
+
+def target_of_path(path: str) -> Target:
+    """Return the target of the engine that the function at the dotted path `path` returns.
+
+    Raises:
+        ConfigurationError: there is no such function, it raises, or returns something else.
+    """
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"highlander_engine = {path!r} cannot be imported: {error}") from error
+    try:
+        engine = function()
+    except Exception as error:
+        raise ConfigurationError(f"highlander_engine = {path!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(engine, Engine):
+        raise ConfigurationError(
+            f"highlander_engine = {path!r} returned a {type(engine).__name__}, not a SQLAlchemy Engine"
+        )
+    return target_of_engine(engine)
