@@ -120,10 +120,12 @@ class HighlanderStep(bootsteps.StartStopStep):
         self.link.campaign(sorted(self.processes))
 
     def _shutting_down(self, **kwargs: Any) -> None:
+        self.consumers.closing = True
         self.link.leave("worker shutting down")  # in the signal handler already: nobody has to wait for the loop
 
     def close(self, w: WorkController) -> None:
         """Hand over before anything else is waited for."""
+        self.consumers.closing = True
         self.link.leave("worker shutting down")
         self.consumers.reconcile()
 

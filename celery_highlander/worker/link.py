@@ -51,6 +51,9 @@ class Work(Protocol):
     def stop(self, reason: str, kill_at: float | None) -> None:
         """The work has to stop; what is left at `kill_at` (boot-time clock; None: never) has to be killed."""
 
+    def tend(self, now: float) -> None:
+        """Called about once in a heartbeat interval while the work may act."""
+
     def is_over(self, now: float) -> bool:
         """Kill what is overdue; return whether no work is left."""
 
@@ -230,8 +233,10 @@ class KeeperLink:
             self._keeper_lost("keeper silent")
         self._watch_lease(now)
         self._watch_broker(now)
-        for name in [name for name, held in self._held.items() if held.stopping]:
-            if self.works[name].is_over(now):
+        for name, held in list(self._held.items()):
+            if not held.stopping:
+                self.works[name].tend(now)
+            elif self.works[name].is_over(now):
                 self._over(name)
         self._look_whether_released()
 

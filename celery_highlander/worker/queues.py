@@ -10,6 +10,7 @@ from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
 from celery_highlander.clock import boot_time
+from celery_highlander.worker.rescue import rescue_unacknowledged
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -29,6 +30,12 @@ HEADER = "highlander"
 KILL_AHEAD = 0.1
 """Seconds before the keeper kills the whole worker that single tasks are killed."""
 
+RESCUE_INTERVAL = 5.0
+"""Seconds between two looks for messages that an earlier leader left unacknowledged as it went."""
+
+ACK_GRACE = 0.5
+"""Seconds that a finished task's acknowledgement may take; until then its message might be given to the next leader."""
+
 
 class QueueWork:
     """The work of one singleton queue in this worker: the gate, and the requests that have passed it."""
@@ -42,7 +49,9 @@ class QueueWork:
         self._consumers = consumers
         self._running: dict[int, Request] = {}
         self._killed: dict[int, Request] = {}
+        self._finished_at: dict[int, float] = {}
         self._kill_at: float | None = None
+        self._rescue_at = 0.0
 
     # -- link's thread -------------------------------------------------------------------------------------------------
 
@@ -50,6 +59,7 @@ class QueueWork:
         """Open the gate, and have the queue consumed."""
         self._kill_at = None
         self.elected_at = elected_at
+        self._rescue_at = boot_time() + 1.0
         self.token = token
         self._consumers.reconcile_soon()
 
@@ -60,27 +70,53 @@ class QueueWork:
         self._consumers.deselect(self.name)
         self._consumers.reconcile_soon()
 
+    def tend(self, now: float) -> None:
+        """Called now and then while the work may act: look for messages that nobody holds."""
+        if now >= self._rescue_at:
+            self._rescue_at = now + RESCUE_INTERVAL
+            self._consumers.soon(lambda: self._consumers.rescue(self))
+
     def is_over(self, now: float) -> bool:
         """Kill the tasks that are overdue; return whether none is left."""
         overdue = self._kill_at is not None and now >= self._kill_at - KILL_AHEAD
         for key, request in list(self._running.items()):
-            if request not in state.reserved_requests or key in self._killed and self._stopper.is_dead(request):
-                self._running.pop(key, None)
+            if self._is_finished(key, request, now):
+                self._forget(key)
             elif overdue and self._stopper.kill(request) and key not in self._killed:
                 logger.warning("killed task %s of %r: it did not stop in time", request.id, self.name)
                 self._killed[key] = request
                 self._consumers.soon(lambda request=request: self._requeue(request))
         return not self._running
 
+    def _is_finished(self, key: int, request: Request, now: float) -> bool:
+        if key in self._killed:
+            return self._stopper.is_dead(request)
+        if request in state.reserved_requests:
+            return False
+        settled = request.acknowledged or not request.task.acks_late
+        return settled or now - self._finished_at.setdefault(key, now) > ACK_GRACE
+
+    def _forget(self, key: int) -> None:
+        self._running.pop(key, None)
+        self._finished_at.pop(key, None)
+
     # -- consumer's thread ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether this worker should consume the queue."""
+        return self.token is not None and not self._consumers.closing
 
     @property
     def is_open(self) -> bool:
         """Whether a task may start at this instant."""
-        return self.token is not None and boot_time() < self._cell.deadline
+        return self.is_wanted and boot_time() < self._cell.deadline
 
     def let_through(self, request: Request, term: TermInfo) -> None:
         """Note a request that goes to the pool, and tell its process of the term."""
+        now = boot_time()
+        for key in [key for key, other in self._running.items() if self._is_finished(key, other, now)]:
+            self._forget(key)
         self._running[id(request)] = request
         request._request_dict[HEADER] = {field: getattr(term, field) for field in term.__dataclass_fields__}
         failed = request.on_failure
@@ -88,7 +124,8 @@ class QueueWork:
         def on_failure(exc_info: Any, **options: Any) -> object:
             if id(request) not in self._killed:
                 return failed(exc_info, **options)
-            return self._requeue(request)  # not a failure of the task: it was killed, and runs again
+            self._requeue(request)  # not a failure of the task: it was killed, and runs again
+            return None
 
         request.on_failure = on_failure
 
@@ -122,6 +159,7 @@ class Consumers:
         self._worker = worker
         self._consumer: Consumer | None = None
         self.works: dict[str, QueueWork] = {}
+        self.closing = False  # the worker is on its way out: nothing may start any more
         self._routes: dict[tuple[str, str], str] = {}
 
     def declare(self, names: Iterable[str]) -> None:
@@ -176,9 +214,10 @@ class Consumers:
             return
         for name, work in self.works.items():
             consuming = consumer.task_consumer.consuming_from(name)
-            if work.token is not None:
+            if work.is_wanted:
                 if not consuming:
                     consumer.add_task_queue(name)
+                    self.rescue(work)
                 continue
             self.deselect(name)
             if consuming:
@@ -186,6 +225,12 @@ class Consumers:
                 consumer.task_consumer.cancel_by_queue(name)
             fetched = {*state.reserved_requests, *getattr(state, "scheduled_requests", ())}
             work.give_back([request for request in fetched if self.work_of(request) is work], consumer)
+
+    def rescue(self, work: QueueWork) -> None:
+        """Give back what an earlier leader of the queue left unacknowledged."""
+        consumer = self._consumer
+        if work.is_open and consumer is not None and consumer.task_consumer is not None:
+            rescue_unacknowledged(consumer, lambda route: self._routes.get(route) == work.name)
 
     def install_gate(self, term_of: Any) -> None:
         """Let every request of a singleton queue pass the gate before it reaches the pool; there is no other way to it."""
@@ -205,7 +250,7 @@ class Consumers:
             try:
                 return inner(request)
             except TaskRevokedError:
-                work._running.pop(id(request), None)
+                work._forget(id(request))
                 raise
 
         if worker.process_task == inner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from celery_highlander.election import node as n
@@ -212,15 +213,12 @@ def _token_without_the_timeline(soil: Soil) -> None:
 
 
 def _events_before_deadlines(soil: Soil) -> None:
-    def tick(self: n.Node, now: float, effects: list[n.NodeEffect]) -> None:
-        if not effects and getattr(self, "_late_tick", True):
-            return
-        original(self, now, effects)
+    def tick(self: Any, now: float, effects: list[n.NodeEffect]) -> None:
+        if not self.skips:
+            original(self, now, effects)
 
-    def handle(self: n.Node, event: n.NodeEvent, now: float) -> list[n.NodeEffect]:
-        if isinstance(event, p.Tick):
-            with_ticks = Soil.__new__(Soil)
-            del with_ticks
+    def handle(self: Any, event: n.NodeEvent, now: float) -> list[n.NodeEffect]:
+        self.skips = not isinstance(event, p.Tick)
         return whole(self, event, now)
 
     original, whole = n.Node._tick, n.Node.handle
@@ -228,4 +226,81 @@ def _events_before_deadlines(soil: Soil) -> None:
     soil.attribute(n.Node, "handle", handle)
 
 
-BUGS: tuple[Bug, ...] = ()
+def _closed_session_still_heard(soil: Soil) -> None:
+    soil.attribute(n.Node, "_believable", lambda _self, _event: True)
+
+
+def _late_answers_believed(soil: Soil) -> None:
+    def tick(self: n.Node, now: float, effects: list[n.NodeEffect]) -> None:
+        for name, contest in self.contests.items():
+            if contest.next_deadline(now, self.timing) <= now or contest.phase is P.WAITING:
+                self._step(name, p.Tick(), now, effects)
+        for kind, since in list(self._under_way.items()):
+            if now >= since + self.timing.heartbeat_timeout:
+                del self._under_way[kind]
+
+    soil.attribute(n.Node, "_tick", tick)
+
+
+def _due_to_poll_while_a_term_begins(soil: Soil) -> None:
+    def next_deadline(self: n.Node, now: float) -> float:
+        due = original(self, now)
+        return min(due, self._poll_at) if self.connected and n.Poll not in self._under_way else due
+
+    original = n.Node.next_deadline
+    soil.attribute(n.Node, "next_deadline", next_deadline)
+
+
+def _resting_node_falls_silent(soil: Soil) -> None:
+    def polls(self: n.Node, _now: float) -> bool:
+        return any(c.phase is P.STANDBY and c.resting_until < inf for c in self.contests.values())
+
+    soil.attribute(n.Node, "_polls", polls)
+
+
+def _end_of_the_wait_forgotten(soil: Soil) -> None:
+    def next_deadline(self: p.Contest, now: float, timing: Timing) -> float:
+        waited = self.phase is P.WAITING and self.term is not None and self.term.owed_until <= now
+        return inf if waited else original(self, now, timing)
+
+    original = p.Contest.next_deadline
+    soil.attribute(p.Contest, "next_deadline", next_deadline)
+
+
+def _lock_tried_again_to_verify_it(soil: Soil) -> None:
+    def wants_lock(self: p.Contest, now: float) -> bool:
+        return self.phase is P.LEADING or (self.phase is P.STANDBY and now >= self.resting_until)
+
+    soil.attribute(p.Contest, "wants_lock", wants_lock)
+
+
+BUGS: tuple[Bug, ...] = (
+    Bug("lease counted from the reply", _lease_from_the_reply),
+    Bug("killed at the end of the lease plus the drain", _killed_after_the_lease),
+    Bug("a lapsing lease is not watched", _lapse_not_watched),
+    Bug("a stale lease starts work", _stale_lease_starts_work, "pauses"),
+    Bug("resumed after a lost session", _resumed_after_a_lost_session),
+    Bug("no wait where there is no row", _no_wait_without_a_row, "failovers"),
+    Bug("mark believed on another instance", _mark_believed_on_another_instance, "failovers"),
+    Bug("sighting of an earlier heartbeat counts", _sighting_of_an_earlier_heartbeat, "stalls"),
+    Bug("sightings not used", _sightings_not_used, "calm"),
+    Bug("sighting refreshed by every poll", _sighting_refreshed_by_every_poll, "calm"),
+    Bug("clock rates ignored", _clock_rates_ignored, "clocks"),
+    Bug("heartbeats not counted", _wait_from_the_heartbeat_before),
+    Bug("debt not inherited", _debt_not_inherited, "leases"),
+    Bug("waiting counts as acting", _waiting_counts_as_acting, "leases"),
+    Bug("mark of a term that still waits", _mark_of_a_term_that_still_waits),
+    Bug("mark matched without the timeline", _mark_matched_without_the_timeline, "failovers"),
+    Bug("mark before the work is dead", _mark_before_the_work_is_dead),
+    Bug("told to die counts as dead", _told_to_die_counts_as_dead),
+    Bug("mark never left after a lost session", _mark_never_left_after_a_lost_session, "calm"),
+    Bug("heartbeat not by token", _heartbeat_not_by_token),
+    Bug("token without the timeline", _token_without_the_timeline, "failovers"),
+    Bug("events believed before deadlines", _events_before_deadlines, "pauses"),
+    Bug("a closed session is still heard", _closed_session_still_heard, "pauses"),
+    Bug("late answers believed", _late_answers_believed),
+    Bug("due to poll while a term begins", _due_to_poll_while_a_term_begins),
+    Bug("a resting node falls silent", _resting_node_falls_silent, "faultless"),
+    Bug("the end of the wait is forgotten", _end_of_the_wait_forgotten, "calm"),
+    Bug("the lock is tried again to verify it", _lock_tried_again_to_verify_it),
+)

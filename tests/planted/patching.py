@@ -38,13 +38,11 @@ class Bug:
         name: what is done wrong.
         plant: does it.
         profile: the family of schedules that is searched.
-        effects: two at work, or work beyond its lease, can be seen, and not only a node that believes what it must not.
     """
 
     name: str
     plant: Plant
     profile: str | None = None
-    effects: bool = True
 
 
 @contextmanager

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tests.simulator.plan import Machine as MachinePlan
 
 
+LATE = 0.005
+"""Seconds by which a tick may be late."""
+
+
 class Work:
     """The guarded work of one term, from `Start` until it is really dead."""
 
@@ -185,8 +189,8 @@ class Machine:
         due = self.node.next_deadline(clock)
         if due == float("inf"):
             return
-        at = self.when(due) + self.cluster.random.random() * 0.004
-        if at < self._tick_at - 0.002:
+        at = self.when(due) + self.cluster.random.random() * LATE * 0.9
+        if at < self._tick_at:
             self._tick_at = at
             self.cluster.at(at, self.tick, self.incarnation, max(due, clock))
 
@@ -265,8 +269,9 @@ class Machine:
                 self.cluster.at(self.cluster.now + self.cluster.random.random(), self.die, work, "")
 
     def _kill(self, work: Work) -> None:
-        share = self.cluster.random.choice((0.0, 0.9, self.cluster.random.random() * 0.9))
-        self.cluster.at(self.cluster.now + share * self.timing.kill_margin, self.die, work, "")
+        share = self.cluster.random.choice((0.0, 1.0, self.cluster.random.random()))
+        longest = self.timing.kill_margin - LATE  # together with a late tick just in time
+        self.cluster.at(self.cluster.now + share * longest / self.plan.rate, self.die, work, "")
 
     def die(self, work: Work, reason: str) -> None:
         """The work is really dead now; the node hears of it a little later."""

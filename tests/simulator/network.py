@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING
 
 from celery_highlander.election import node as n
 from celery_highlander.election.placement import Member
-from tests.simulator.server import Session, Statement
+from tests.simulator.server import Row, Session, Statement
 
 if TYPE_CHECKING:
     from tests.simulator.cluster import Cluster
@@ -18,6 +19,7 @@ class Link:
     """One connection as its client sees it."""
 
     __slots__ = (
+        "busy_until",
         "closed",
         "down_at",
         "down_blocked",
@@ -37,6 +39,7 @@ class Link:
         self.session: Session | None = None
         self.closed = False
         self.reported: type | None = None
+        self.busy_until = 0.0  # the server runs one statement after the other
         self.up_at = self.down_at = 0.0  # when the last message arrives: the next one does not overtake it
         self.up_blocked = self.down_blocked = blocked  # nothing arrives before; infinity: never again
 
@@ -48,6 +51,7 @@ class Network:
         self.cluster = cluster
         self.links: dict[Session, Link] = {}
         self.losses = cluster.plan.profile.losses
+        self.stalls = cluster.plan.profile.stalls
         self.slowest = cluster.plan.slowest
 
     def _latency(self, machine: Machine) -> float:
@@ -163,6 +167,19 @@ class Network:
             self.cluster.at(at, self._arrive, link, statement, sent_at)
 
     def _arrive(self, link: Link, statement: Statement, sent_at: float) -> None:
+        cluster = self.cluster
+        if cluster.now < link.busy_until:
+            cluster.at(link.busy_until, self._arrive, link, statement, sent_at)
+        elif self.stalls and isinstance(statement, n.Poll) and not cluster.quiet and cluster.random.random() < self.stalls:
+            link.busy_until = cluster.now + cluster.random.random() * 0.15 * link.machine.timing.lease
+            snapshot = dict(cluster.server.rows)
+            cluster.at(link.busy_until, self._execute, link, statement, sent_at, snapshot)
+        else:
+            self._execute(link, statement, sent_at)
+
+    def _execute(
+        self, link: Link, statement: Statement, sent_at: float, snapshot: Mapping[str, Row] | None = None
+    ) -> None:
         server = self.cluster.server
         session = link.session
         if session is None or not session.alive:
@@ -170,7 +187,7 @@ class Network:
             if at < inf:
                 self.cluster.at(at, self._report, link, n.Disconnected("connection reset"))
             return
-        reply = server.execute(session, statement, sent_at, self.cluster.now)
+        reply = server.execute(session, statement, sent_at, self.cluster.now, snapshot)
         if reply is not None:
             at = self._down(link)
             if at < inf:

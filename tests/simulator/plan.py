@@ -7,9 +7,6 @@ from random import Random
 
 from celery_highlander.election.lease import Timing
 
-CLOCK_RATE_ERROR = 5e-4
-"""RFC 5905: a disciplined clock is slewed by at most 500 ppm."""
-
 KINDS = (
     "terminate",  # the server ends the session of a node; the node notices later, or never
     "cut",  # packets are dropped one way or both ways
@@ -37,6 +34,10 @@ class Profile:
         fresh: how often the database starts without any term.
         guarded: how often a kill guard independent of the node watches its work.
         names: the singletons.
+        losses: how often a message is lost, and its connection with it.
+        stalls: how often a poll dawdles between looking at the rows and trying for the locks.
+        leases: the lengths of a lease.
+        clock_error: how far a clock's rate may be off; RFC 5905 slews a disciplined clock by at most 500 ppm.
         calm: one fault, short delays, and a takeover that has to come within a tight bound.
     """
 
@@ -48,6 +49,9 @@ class Profile:
     guarded: float = 0.5
     names: tuple[str, ...] = ("beat",)
     losses: float = 0.002
+    stalls: float = 0.02
+    leases: tuple[float, ...] = (4.0, 6.0)
+    clock_error: float = 5e-4
     calm: bool = False
 
 
@@ -74,7 +78,12 @@ PROFILES: dict[str, Profile] = {
     "failovers": Profile(
         (("failover", 6), ("terminate", 2), ("cut", 2), ("withdraw", 2), ("crash", 2), ("work-dies", 1)), fresh=0.5
     ),
-    "pauses": Profile((("pause", 6), ("slow", 2), ("terminate", 1), ("cut", 2), ("withdraw", 1))),
+    "pauses": Profile((("pause", 6), ("slow", 2), ("terminate", 4), ("cut", 2), ("withdraw", 1))),
+    # A long lease makes a millisecond in a second worth something.
+    "clocks": Profile(
+        (("pause", 1), ("terminate", 1)), faults=(2, 3), guarded=1.0, leases=(60.0,), clock_error=9e-4
+    ),
+    "stalls": Profile((("pause", 1), ("terminate", 1)), faults=(2, 4), guarded=1.0, stalls=0.7),
     "step-downs": Profile((("withdraw", 6), ("campaign", 3), ("work-dies", 2), ("terminate", 2), ("slow", 1))),
     "several": Profile(_EVERYTHING, names=("beat", "ledger", "feed"), faults=(1, 3)),
     "calm": Profile(
@@ -82,13 +91,14 @@ PROFILES: dict[str, Profile] = {
         faults=(1, 1),
         fresh=0.0,
         losses=0.0,
+        stalls=0.0,
         calm=True,
     ),
-    "faultless": Profile((("withdraw", 1),), faults=(0, 1), fresh=0.2, losses=0.0, names=("beat", "ledger")),
+    "faultless": Profile((("withdraw", 1),), faults=(0, 1), fresh=0.2, losses=0.0, stalls=0.0, names=("beat", "ledger")),
 }
 
 _SHARES = ("everything",) * 6 + ("sessions",) * 4 + ("leases",) * 3 + ("failovers",) * 3 + ("pauses",) * 3
-_SHARES += ("step-downs",) * 2 + ("calm",) * 2 + ("several",)
+_SHARES += ("step-downs",) * 2 + ("calm",) * 2 + ("clocks", "stalls", "several")
 
 
 def profile_of(seed: int) -> str:
@@ -130,12 +140,15 @@ class Plan:
 
 
 def _timing(random: Random, lease: float, mean: float) -> Timing:
-    margin = 0.1 * lease * random.choice((0.5, 1.0))
+    interval = lease * random.choice((0.15, 0.2, 0.25))
+    timeout = lease * random.choice((0.15, 0.25))
+    margin = lease * random.choice((0.05, 0.1))
+    rest = lease - interval - timeout - margin - 1e-6
     return Timing(
         lease=lease,
-        heartbeat_interval=lease * random.choice((0.15, 0.2, 0.25)),
-        heartbeat_timeout=lease * random.choice((0.15, 0.25)),
-        drain_timeout=lease * random.choice((0.1, 0.25)),
+        heartbeat_interval=interval,
+        heartbeat_timeout=timeout,
+        drain_timeout=random.choice((0.1 * lease, 0.25 * lease, rest)),
         kill_margin=margin,
         poll_interval=mean,
     )
@@ -143,13 +156,13 @@ def _timing(random: Random, lease: float, mean: float) -> Timing:
 
 def draw(profile: Profile, random: Random) -> Plan:
     """Draw a schedule."""
-    lease = random.choice((4.0, 6.0))
+    lease = random.choice(profile.leases)
     timing = _timing(random, lease, lease * random.choice((0.1, 0.2, 0.3)))
     machines = []
     for _ in range(random.randint(*profile.nodes)):
         if profile.mixed_leases:
             timing = _timing(random, random.choice((3.0, 6.0, 9.0)), timing.poll_interval)
-        rate = 1.0 + random.choice((-1.0, 1.0, random.uniform(-1, 1))) * CLOCK_RATE_ERROR
+        rate = 1.0 + random.choice((-1.0, 1.0, random.uniform(-1, 1))) * profile.clock_error
         guarded = random.random() < profile.guarded
         machines.append(Machine(rate, random.uniform(-1e5, 1e5), timing, guarded, priority=0))
     if len(profile.names) > 1 and random.random() < 0.2:

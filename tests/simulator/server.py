@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from celery_highlander.election import node as n
@@ -96,13 +97,23 @@ class LockServer:
 
     # -- statements ----------------------------------------------------------------------------------------------------
 
-    def execute(self, session: Session, statement: Statement, sent_at: float, now: float) -> n.NodeEvent | None:
-        """Run a statement that the client sent at `sent_at` by its own clock; return what the driver makes of it."""
+    def execute(
+        self,
+        session: Session,
+        statement: Statement,
+        sent_at: float,
+        now: float,
+        snapshot: Mapping[str, Row] | None = None,
+    ) -> n.NodeEvent | None:
+        """Run a statement that the client sent at `sent_at` by its own clock; return what the driver makes of it.
+
+        A poll sees the rows of its `snapshot`, which is older than the locks that it gets.
+        """
         session.spoke_at = now
         self.notified = False
         match statement:
             case n.Poll():
-                return self._poll(session, statement)
+                return self._poll(session, statement, self.rows if snapshot is None else snapshot)
             case n.Heartbeat():
                 return self._renew(session, statement, sent_at)
             case n.Begin():
@@ -123,7 +134,7 @@ class LockServer:
                 self.notified = True
                 return n.MarksLeft(statement.marks)
 
-    def _poll(self, session: Session, poll: n.Poll) -> n.Polled:
+    def _poll(self, session: Session, poll: n.Poll, snapshot: Mapping[str, Row]) -> n.Polled:
         rows = []
         for name in poll.names:
             granted = False
@@ -134,7 +145,7 @@ class LockServer:
                 if holder is None:
                     self.locks[name] = session
                     granted = True
-            row = self.rows.get(name)
+            row = snapshot.get(name)
             if row is None:
                 rows.append(n.PollRow(name, granted, None, 0))
             else:

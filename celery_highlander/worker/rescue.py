@@ -1,0 +1,45 @@
+"""Giving a dead leader's unacknowledged messages back at once, on brokers that would keep them for long.
+
+AMQP returns them when the connection ends. kombu's Redis transport keeps them in a hash until the visibility time-out (an hour by default)
+has passed. Only the leader consumes a singleton queue, so what is unacknowledged there when another one begins belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery.worker.consumer import Consumer
+
+logger = logging.getLogger("celery_highlander")
+
+Route = tuple[str, str]
+
+
+def rescue_unacknowledged(consumer: Consumer, is_ours: Callable[[Route], bool]) -> int:
+    """Put the unacknowledged messages of a queue back to its front; return how many.
+
+    Called on the consumer's thread, by a new leader, after its predecessor's work is dead. A message that the predecessor
+    settles at the same time is settled once: kombu does both in a Redis transaction on the same hash.
+
+    Args:
+        is_ours: tells by (exchange, routing key) whether a message belongs to the queue.
+    """
+    channel: Any = consumer.task_consumer.channel
+    if not hasattr(channel, "unacked_key"):
+        return 0
+    held_here = set(channel.qos._delivered)
+    count = 0
+    with channel.conn_or_acquire() as client:
+        for raw_tag, raw in client.hscan_iter(channel.unacked_key):
+            tag = raw_tag.decode() if isinstance(raw_tag, bytes) else raw_tag
+            _, exchange, routing_key = json.loads(raw)
+            if tag not in held_here and is_ours((exchange or "", routing_key or "")):
+                channel.qos.restore_by_tag(tag, client=client, leftmost=True)
+                count += 1
+    if count:
+        logger.info("gave %s unacknowledged messages of the last leader back to the queue", count)
+    return count

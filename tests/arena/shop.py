@@ -1,0 +1,93 @@
+"""The app that the arena's workers run: singletons that write journals; configured by the environment alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+from celery import Celery
+
+from celery_highlander import Highlander, Leadership
+from celery_highlander.worker.leadership import current_leadership
+from tests.arena.journal import Journal
+
+QUEUE = "highlander"
+
+app = Celery("shop")
+app.conf.update(json.loads(os.environ.get("HIGHLANDER_ARENA_CONF", "{}")))
+app.conf.broker_connection_retry_on_startup = True
+JOURNALS = os.environ.get("HIGHLANDER_ARENA_JOURNALS", ".")
+
+if os.environ.get("HIGHLANDER_ARENA_INSTALL", "1") == "1":
+    highlander = Highlander(app)
+
+
+def beat_until_told(leadership: Leadership, name: str) -> None:
+    """The well-behaved singleton process: writes a line every 2 ms, and stops when told."""
+    journal = Journal.open(JOURNALS, name)
+    journal.write(name, os.getpid(), leadership.token, "start")
+    while not leadership.wait(0.002):
+        journal.write(name, os.getpid(), leadership.token, "beat")
+    journal.write(name, os.getpid(), leadership.token, "stop")
+
+
+def ticker(leadership: Leadership) -> None:
+    """Stops at once."""
+    beat_until_told(leadership, leadership.name)
+
+
+def slow_to_stop(leadership: Leadership) -> None:
+    """Needs 3 s to stop, which is more than it gets, and goes on working meanwhile."""
+    journal = Journal.open(JOURNALS, leadership.name)
+    journal.write(leadership.name, os.getpid(), leadership.token, "start")
+    stop_at = None
+    while stop_at is None or time.monotonic() < stop_at:
+        if leadership.wait(0.0) and stop_at is None:
+            stop_at = time.monotonic() + 3.0
+        time.sleep(0.002)
+        journal.write(leadership.name, os.getpid(), leadership.token, "beat")
+    journal.write(leadership.name, os.getpid(), leadership.token, "stop")
+
+
+def stubborn(leadership: Leadership) -> None:
+    """Never stops by itself, and ignores every signal that can be ignored."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    journal = Journal.open(JOURNALS, leadership.name)
+    while True:
+        journal.write(leadership.name, os.getpid(), leadership.token, "beat")
+        time.sleep(0.002)
+
+
+def failing(leadership: Leadership) -> None:
+    """Fails on the nodes that `HIGHLANDER_ARENA_FAILS` is set for, works on the others."""
+    if os.environ.get("HIGHLANDER_ARENA_FAILS"):
+        raise RuntimeError("it cannot work here")
+    beat_until_told(leadership, leadership.name)
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def work(number: int, seconds: float = 0.01) -> int:
+    """A task of the singleton queue: notes start and end under the node (worker) that runs it, and beats between."""
+    leadership = current_leadership()
+    journal = Journal.open(JOURNALS, QUEUE)
+    node = os.getppid()
+    with journal.task(QUEUE, node, leadership.token, str(number)):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            journal.write(QUEUE, node, leadership.token, "beat")
+            time.sleep(0.002)
+    journal.close()
+    return number
+
+
+@app.task(acks_late=True)
+def ordinary(number: int, seconds: float = 0.01) -> int:
+    """A task of an ordinary queue."""
+    journal = Journal.open(JOURNALS, "ordinary")
+    with journal.task("ordinary", os.getppid(), "-", str(number)):
+        time.sleep(seconds)
+    journal.close()
+    return number
