@@ -44,12 +44,10 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the public name is
+def __getattr__(name: str) -> Any:  # whatever the public name is
     """Import a public name when it is first used: the keeper's process must not import Celery (PEP 562)."""
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("celery-highlander")
+        return import_module("importlib.metadata").version("celery-highlander")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -17,6 +17,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.:@/+-]{1,100}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,28}")  # shows in application_name, which holds 63 bytes
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DRIVERS = ("psycopg2", "psycopg")
+_EXAMPLE = "'postgresql+psycopg2://app@db/shop'"
+_DAY = 86400
+MAX_PRIORITY = 999
+MINIMUM_KILL_MARGIN = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,27 +92,33 @@ DURATIONS = (
 KNOWN = frozenset(spec.name for spec in fields(Settings))
 
 
-def read_settings(get: Callable[[str], object], names: Iterable[str], namespace: str = "celery") -> Settings:
+def read_settings(
+    get: Callable[[str], object],
+    names: Iterable[str],
+    namespace: str = "celery",
+    further: Callable[[Settings], Iterable[str]] = lambda settings: (),
+) -> Settings:
     """Return the settings that `get` gives for `highlander_…` keys (None: not set).
 
     Args:
         get: looks a lower-case key up, such as `app.conf.get`.
         names: all `highlander_…` keys that the user has set, in lower case, to find the unknown ones.
         namespace: the namespace where none is set.
+        further: says what else is wrong with settings whose values are each fine.
 
     Raises:
         ConfigurationError: with every violation, each with the value, and what to do.
     """
-    problems = [_unknown(name) for name in sorted(names) if name.removeprefix(PREFIX) not in KNOWN]
+    unknown = [_unknown(name) for name in sorted(names) if name.removeprefix(PREFIX) not in KNOWN]
     given = {name: value for name in KNOWN if (value := get(PREFIX + name)) is not None}
     given.setdefault("namespace", namespace)
-    problems += _normalise(given)
+    problems = _normalise(given)
     if not problems:
         settings = Settings(**given)  # type: ignore[arg-type]  # each value was checked one by one
-        problems += _contradictions(settings)
-    if problems:
-        raise ConfigurationError.of(problems)
-    return settings
+        problems = [*_contradictions(settings), *further(settings)]
+        if not problems and not unknown:
+            return settings
+    raise ConfigurationError.of([*unknown, *problems])
 
 
 def _unknown(name: str) -> str:
@@ -122,7 +132,7 @@ def _normalise(given: dict[str, object]) -> list[str]:
     for name, value in list(given.items()):
         full = PREFIX + name
         if name in DURATIONS:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 86400:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _DAY:
                 problems.append(f"{full} = {value!r} is not a number of seconds above 0 and below a day")
             else:
                 given[name] = float(value)
@@ -130,8 +140,8 @@ def _normalise(given: dict[str, object]) -> list[str]:
             if not isinstance(value, bool):
                 problems.append(f"{full} = {value!r} is neither True nor False")
         elif name == "priority":
-            if isinstance(value, bool) or not isinstance(value, int) or not -999 <= value <= 999:
-                problems.append(f"{full} = {value!r} is not a whole number from -999 to 999")
+            if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_PRIORITY:
+                problems.append(f"{full} = {value!r} is not a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
         elif name == "queues":
             problems += _check_queues(given)
         elif name == "processes":
@@ -183,16 +193,13 @@ def check_name(name: object) -> str:
 def check_url(value: object) -> list[str]:
     """Return what is wrong with a database URL, never showing it: it may hold a password."""
     if not isinstance(value, str):
-        return [f"{PREFIX}url is of type {type(value).__name__}, not a string like 'postgresql+psycopg2://app@db/shop'"]
+        return [f"{PREFIX}url is of type {type(value).__name__}, not a string like {_EXAMPLE}"]
     scheme, separator, _ = value.partition("://")
     if not separator:
-        return [f"{PREFIX}url has no '://'; it should look like 'postgresql+psycopg2://app@db/shop'"]
+        return [f"{PREFIX}url has no '://'; it should look like {_EXAMPLE}"]
     dialect, _, driver = scheme.partition("+")
     if dialect not in ("postgresql", "postgres"):
-        return [
-            f"{PREFIX}url is for {scheme!r}, and the lock is a PostgreSQL one: it should look like "
-            "'postgresql+psycopg2://app@db/shop'"
-        ]
+        return [f"{PREFIX}url is for {scheme!r}, and the lock is a PostgreSQL one: it should look like {_EXAMPLE}"]
     if dialect == "postgres":
         return [f"{PREFIX}url begins with 'postgres://', which SQLAlchemy does not know; write 'postgresql://'"]
     if driver and driver not in _DRIVERS:
@@ -205,13 +212,14 @@ def _contradictions(settings: Settings) -> list[str]:
     timing = settings.timing
     if timing.needed > timing.lease:
         problems.append(
-            f"highlander_lease_duration = {timing.lease:g} is too short: heartbeat_interval {timing.heartbeat_interval:g} + "
-            f"heartbeat_timeout {timing.heartbeat_timeout:g} + drain_timeout {timing.drain_timeout:g} + "
+            f"highlander_lease_duration = {timing.lease:g} is too short: "
+            f"heartbeat_interval {timing.heartbeat_interval:g} + heartbeat_timeout {timing.heartbeat_timeout:g} + drain_timeout {timing.drain_timeout:g} + "
             f"kill_margin {timing.kill_margin:g} = {timing.needed:g} must fit in; lengthen the lease, or shorten those"
         )
-    if timing.kill_margin < 0.05:
+    if timing.kill_margin < MINIMUM_KILL_MARGIN:
         problems.append(
-            f"highlander_kill_margin = {timing.kill_margin:g} leaves no time to kill what did not stop; use 0.05 or more"
+            f"highlander_kill_margin = {timing.kill_margin:g} leaves no time to kill what did not stop; "
+            f"use {MINIMUM_KILL_MARGIN:g} or more"
         )
     if settings.worker_timeout < timing.heartbeat_interval:
         problems.append(

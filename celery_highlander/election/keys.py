@@ -8,10 +8,10 @@ _SEPARATOR = b"\x1f"  # ASCII unit separator: refused in names, so that ("a", "b
 
 
 def lock_key(namespace: str, name: str) -> int:
-    """Return the signed 64-bit key for `pg_try_advisory_lock(bigint)`.
+    r"""Return the signed 64-bit key for `pg_try_advisory_lock(bigint)`.
 
     The first eight bytes, big-endian, of the 64-byte blake2b (RFC 7693, no key) over UTF-8 `namespace`, the byte 0x1f,
-    UTF-8 `name`. In SQL, with the extension pgcrypto: `('x' || encode(substr(digest(convert_to(namespace || e'\\x1f' ||
+    UTF-8 `name`. In SQL, with the extension pgcrypto: `('x' || encode(substr(digest(convert_to(namespace || e'\x1f' ||
     name, 'UTF8'), 'blake2b512'), 1, 8), 'hex'))::bit(64)::bigint`.
     """
     digest = blake2b(namespace.encode() + _SEPARATOR + name.encode()).digest()

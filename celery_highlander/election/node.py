@@ -11,13 +11,17 @@ believed any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 from celery_highlander.election import protocol as p
-from celery_highlander.election.lease import Timing
 from celery_highlander.election.placement import Member, fair_share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from celery_highlander.election.lease import Timing
 
 RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats."""
@@ -232,17 +236,7 @@ class Kill:
 
 
 NodeEffect = (
-    OpenSession
-    | CloseSession
-    | Poll
-    | Unlock
-    | Begin
-    | Heartbeat
-    | ReleaseLock
-    | LeaveMarks
-    | Start
-    | Stop
-    | Kill
+    OpenSession | CloseSession | Poll | Unlock | Begin | Heartbeat | ReleaseLock | LeaveMarks | Start | Stop | Kill
 )
 
 
@@ -531,9 +525,7 @@ class Node:
         if self._steady_looks < STEADY_INTERVALS:
             return
         movable = [
-            n
-            for n, c in self.contests.items()
-            if c.phase is p.Phase.LEADING and now >= self._hold_until.get(n, -inf)
+            n for n, c in self.contests.items() if c.phase is p.Phase.LEADING and now >= self._hold_until.get(n, -inf)
         ]
         rest = self.timing.heartbeat_interval + self.timing.heartbeat_timeout
         for name in movable[: max(0, -self._room())]:

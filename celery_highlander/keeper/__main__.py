@@ -68,7 +68,7 @@ def main() -> int:
     keeper = Keeper(channel, worker, hello)
     try:
         keeper.run()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # whatever it is: nothing may stay behind unwatched
         keeper.emergency(error)
         return 70
     return 0

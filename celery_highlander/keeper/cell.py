@@ -1,7 +1,7 @@
 """The lease cell: eight bytes of shared memory that say until when the work on this node may run.
 
-Only the keeper writes it. Whoever works reads it: a worker, its pool children, a singleton process. It needs no message, so it
-also holds where the keeper is frozen, and where the worker is.
+Only the keeper writes it. Whoever works reads it: a worker, its pool children, a singleton process. It needs no
+message, so it also holds where the keeper is frozen, and where the worker is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import tempfile
+from pathlib import Path
 
 _SIZE = mmap.PAGESIZE
 
@@ -20,7 +21,7 @@ def create() -> int:
         descriptor = os.memfd_create("highlander-lease")
     else:
         descriptor, path = tempfile.mkstemp(prefix="highlander-")
-        os.unlink(path)
+        Path(path).unlink()
     os.ftruncate(descriptor, _SIZE)
     return descriptor
 

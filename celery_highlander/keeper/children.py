@@ -1,7 +1,7 @@
 """The pool children of the worker: each one connects to the keeper by itself, so that the keeper can kill it.
 
-A child is known by the credentials that the kernel gives for its connection, and gets the lease cell in return. The address is an
-abstract socket on Linux, which leaves no file behind.
+A child is known by the credentials that the kernel gives for its connection, and gets the lease cell in return.
+The address is an abstract socket on Linux, which leaves no file behind.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 
 def register(address: str, timeout: float) -> tuple[socket.socket, int]:
-    """Connect this process to the keeper at `address`; return the connection, to be kept open, and the cell's descriptor.
+    """Connect this process to the keeper at `address`; return the connection, to keep open, and the cell's descriptor.
 
     Raises:
         OSError: there is no keeper at the moment.

@@ -1,8 +1,9 @@
 """The keeper's loop: the worker on one side, the lock session on the other, the election in between.
 
-It fails closed both ways. When the worker dies, the keeper kills what the worker left behind, leaves the stopped marks and
-releases. When the keeper dies, singleton processes die with it (the kernel sees to that), and the worker stops its own work.
-Whoever is frozen is not asked: work that is not confirmed to be stopped is dead, by a signal, before the lease ends.
+It fails closed both ways. When the worker dies, the keeper kills what the worker left behind, leaves the stopped
+marks and releases. When the keeper dies, singleton processes die with it (the kernel sees to that), and the worker
+stops its own work. Whoever is frozen is not asked: work that is not confirmed to be stopped is dead, by a signal,
+before the lease ends.
 """
 
 from __future__ import annotations
@@ -191,8 +192,8 @@ class Keeper:
                 self._start(name, token, deadline, now)
             case n.Stop(name, token, reason, deadline):
                 self._stop(name, token, reason, deadline)
-            case n.Kill(name, token, reason):
-                self._kill(name, token, reason)
+            case n.Kill(name, _, reason):
+                self._kill(name, reason)
             case _:
                 if self._session is not None:
                     self._session.submit(effect)
@@ -386,7 +387,7 @@ class Keeper:
         if not process.running:  # between two starts
             self._process_over(process, "", 0.0)
 
-    def _kill(self, name: str, token: int, reason: str) -> None:
+    def _kill(self, name: str, reason: str) -> None:
         process = self._processes.get(name)
         if process is not None:
             logger.warning("killing the process of %r: %s", name, reason, extra={"action": "kill_process"})

@@ -1,6 +1,7 @@
 """The messages between a worker, its keeper and singleton processes: one JSON object a line, over a Unix socket pair.
 
-Every message has a `type`; a receiver ignores types and fields that it does not know, so that two releases can talk.
+Every message has a `type`; a receiver ignores types and fields that it does not know, so that two releases can
+talk.
 """
 
 from __future__ import annotations

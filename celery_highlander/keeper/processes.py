@@ -1,8 +1,9 @@
-"""Singleton processes: forked by a launcher that has the user's code loaded, restarted with back-off; knows no election.
+"""Singleton processes: forked by a launcher that has the user's code loaded, and started again.
 
-The keeper runs no user code, and starting an interpreter takes a second. So it starts one *launcher* beside itself, which imports the
-application and then waits; a process is a fork of it and runs within milliseconds. The chain of parents is a chain of deaths:
-the kernel kills the launcher when the keeper dies, and the processes when the launcher dies.
+The keeper runs no user code, and starting an interpreter takes a second. So it starts one *launcher* beside
+itself, which imports the application and then waits; a process is a fork of it and runs within milliseconds. The
+chain of parents is a chain of deaths: the kernel kills the launcher when the keeper dies, and the processes when
+the launcher dies.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.keeper.victims import Victim, hold
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 RESTART_DELAYS = (0.5, 1.0, 2.0)
 """Seconds before a process that ended by itself starts again; after as many quick ends another node gets its chance."""

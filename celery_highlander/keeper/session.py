@@ -1,6 +1,7 @@
 """The lock session: a thread with the one connection, doing what the election asks and reporting what came of it.
 
-One thread per session: one that hangs in the driver is cut off (its socket is shut down) and left behind, while the keeper goes on.
+One thread per session: one that hangs in the driver is cut off (its socket is shut down) and left behind, while
+the keeper goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import queue
 import select
 import socket
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from celery_highlander.store import connecting, migrations
 from celery_highlander.store.terms import Identity, Terms, application_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from celery_highlander.election.lease import Timing
 
 _POLL_ERRORS = select.POLLIN | select.POLLHUP | select.POLLERR
@@ -102,7 +104,9 @@ class LockSession(threading.Thread):
         target = connecting.Target("postgresql://", {})
         try:
             target = self._plan.target()
-            connection = connecting.open_connection(target, self._plan.name(eligible=self._plan.eligible), self._plan.timing)
+            connection = connecting.open_connection(
+                target, self._plan.name(eligible=self._plan.eligible), self._plan.timing
+            )
             driver: Any = connection.connection.driver_connection
             self._socket = socket.socket(fileno=os.dup(driver.fileno()))
             terms, server = self._set_up(connection)
@@ -152,7 +156,7 @@ class LockSession(threading.Thread):
                 answer = self._do(effect, terms)
                 if answer is not None:
                     self._report(answer)
-            if not self._closing and take_notifications(driver):
+            if take_notifications(driver):
                 self._report(n.Notified())
 
     def _do(self, effect: n.NodeEffect, terms: Terms) -> n.NodeEvent | None:

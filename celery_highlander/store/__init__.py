@@ -1,1 +1,1 @@
-"""The tables in PostgreSQL: their migrations, the lock session's statements, fencing and status (SQLAlchemy, no Celery)."""
+"""The tables in PostgreSQL: migrations, the lock session's statements, fencing, status (SQLAlchemy, no Celery)."""

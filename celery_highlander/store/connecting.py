@@ -3,24 +3,28 @@
 Why the lock session is as it is
 ================================
 
-The lock lives exactly as long as one PostgreSQL backend. So the connection is one of its own (no pool: a pooled one keeps its
-locks when it is given back), in autocommit mode (otherwise it idles in a transaction, which holds back VACUUM), and direct:
+The lock lives exactly as long as one PostgreSQL backend. So the connection is one of its own (no pool: a pooled one
+keeps its locks when it is given back), in autocommit mode (otherwise it idles in a transaction, which holds back
+VACUUM), and direct:
 
-- A pooler answers for many backends. In transaction mode every statement may meet another one, so two clients both "hold"
-  the lock, and it stays behind on the pooled backend. In session mode it is held for as long as the pooler likes, not the
-  holder. The two cannot be told apart from the client's side, so both are refused: the backend's pid in the connection's
-  start-up message differs from `pg_backend_pid()` behind every pooler, and never without one.
+- A pooler answers for many backends. In transaction mode every statement may meet another one, so two clients both
+  "hold" the lock, and it stays behind on the pooled backend. In session mode it is held for as long as the pooler
+  likes, not the holder. The two cannot be told apart from the client's side, so both are refused: the backend's pid in
+  the connection's start-up message differs from `pg_backend_pid()` behind a pooler, and never without one.
 - A hot standby grants the same key as its primary.
 
-The *server* has to notice a silent holder, or nobody can take over while the network is cut. Keepalives do not do it (while a
-reply is unacknowledged the retransmission timer runs in their stead, for a quarter of an hour). `idle_session_timeout` does;
-it came with PostgreSQL 14.
+The *server* has to notice a silent holder, or nobody can take over while the network is cut. Keepalives do not do it
+(while a reply is unacknowledged the retransmission timer runs in their stead, for a quarter of an hour).
+`idle_session_timeout` does; it came with PostgreSQL 14.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
@@ -46,10 +50,24 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 3
 """Seconds for one host of the URL to accept a connection."""
 
+ANSWER_TIMEOUT = 5.0
+"""Seconds that a command waits for the server to answer."""
+
 LOCK_TIMEOUT = 0.2
-"""Seconds that a new term waits for a fenced transaction of the old one before it gives the lock back and tries again."""
+"""Seconds that a new term waits for a fenced transaction of the old one, before it gives the lock back for now."""
 
 MINIMUM_VERSION = 140000
+
+POOLER_CURE = (
+    "Point highlander_url at PostgreSQL itself (its own port, not the pooler's); one connection for each node is all "
+    "that is needed. The rest of the application may keep using the pooler."
+)
+
+
+STANDBY_CURE = (
+    "Point highlander_url at the primary: the read-write service of the cluster, or several hosts with "
+    "'?target_session_attrs=read-write'."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +98,17 @@ class Server:
     timeline: int
 
 
+_SECRET_OPTIONS = ("password", "sslpassword")
+
+
 def redacted(url: str) -> str:
-    """Return the URL with the password as `***`; nothing of it if it cannot be parsed."""
+    """Return the URL with its passwords as `***`; nothing of it if it cannot be parsed."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
         return "<a URL that cannot be parsed>"
+    shown = parsed.update_query_dict({name: "***" for name in _SECRET_OPTIONS if name in parsed.query})
+    return shown.render_as_string(hide_password=True)
 
 
 def parse_url(url: str) -> URL:
@@ -108,13 +131,21 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
+def _secrets(target: Target) -> set[str]:
+    """Every password of `target`, as it is written and as it is meant."""
+    found = {str(target.connect_args.get(name) or "") for name in _SECRET_OPTIONS}
+    found.update(re.findall(r"password\s*=\s*'?([^\s']+)", str(target.connect_args.get("dsn") or "")))
+    with contextlib.suppress(ArgumentError, ValueError):
+        url = make_url(target.url)
+        found |= {str(url.password or "")} | {str(url.query.get(name) or "") for name in _SECRET_OPTIONS}
+    return {form for secret in found if secret for form in (secret, quote(secret, safe=""), quote_plus(secret))}
+
+
 def without_password(message: str, target: Target) -> str:
     """Return `message`, one line, with every password of `target` replaced."""
-    secrets = [str(make_url(target.url).password or ""), str(target.connect_args.get("password") or "")]
     line = " ".join(message.split())
-    for secret in secrets:
-        if secret:
-            line = line.replace(secret, "***")
+    for secret in sorted(_secrets(target), key=len, reverse=True):
+        line = line.replace(secret, "***")
     return line
 
 
@@ -134,8 +165,8 @@ def open_connection(target: Target, application_name: str, timing: Timing | None
         "keepalives_count": 2,
         "client_encoding": "utf8",
     }
-    if timing is not None:
-        arguments["tcp_user_timeout"] = int(timing.heartbeat_timeout * 1000)
+    patience = timing.heartbeat_timeout if timing is not None else ANSWER_TIMEOUT
+    arguments["tcp_user_timeout"] = int(patience * 1000)
     arguments |= target.connect_args
     arguments["application_name"] = application_name
     try:
@@ -147,17 +178,33 @@ def open_connection(target: Target, application_name: str, timing: Timing | None
             f"the driver of highlander_url is not installed: {error}",
             "Install psycopg2-binary, or celery-highlander[psycopg] for 'postgresql+psycopg://'.",
         ) from error
+    where = redacted(target.url)
     try:
         return engine.connect()
     except DBAPIError as error:
         message = without_password(str(error.orig), target)
-        raise DatabaseUnavailableError(
-            f"cannot connect to {url.render_as_string(hide_password=True)}: {message}"
-        ) from None
+        if "unsupported startup parameter" in message:  # PgBouncer's words; no PostgreSQL says so
+            raise PoolerError(f"{where} leads to a connection pooler ({message}).", POOLER_CURE) from None
+        raise _unavailable(where, message) from None
+    except UnicodeDecodeError:  # psycopg2: the server's message is in another encoding than it claims
+        raise _unavailable(where, "the server refused, in words that cannot be decoded") from None
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"cannot connect to {url.render_as_string(hide_password=True)}: {without_password(str(error), target)}"
-        ) from None
+        raise ConfigurationError(f"cannot connect to {where}: {without_password(str(error), target)}") from None
+
+
+def _unavailable(where: str, message: str) -> DatabaseUnavailableError:
+    hints = {
+        "password authentication failed": "Check user and password in highlander_url.",
+        "no password supplied": "Give the password in highlander_url, in ~/.pgpass or through highlander_engine.",
+        "does not exist": "Check the names of role and database in highlander_url.",
+        "no pg_hba.conf entry": "Allow this host, role and database in the server's pg_hba.conf.",
+        "too many clients": "Raise max_connections: highlander takes one connection for each node.",
+        "remaining connection slots": "Raise max_connections: highlander takes one connection for each node.",
+        "could not translate host name": "Check the host in highlander_url.",
+        "failed to resolve host": "Check the host in highlander_url.",
+    }
+    hint = next((hint for words, hint in hints.items() if words in message), "")
+    return DatabaseUnavailableError(f"cannot connect to {where}: {message}", hint or "Is the server up, and reachable?")
 
 
 def check_server(connection: Connection) -> Server:
@@ -177,20 +224,19 @@ def check_server(connection: Connection) -> Server:
             f"the database URL leads to a connection pooler: the connection was opened to backend "
             f"{driver.info.backend_pid}, and statements run in backend {pid}. Behind a pooler a session lock protects "
             "nothing.",
-            "Point highlander_url at PostgreSQL itself (its own port, not the pooler's); one connection for each "
-            "node is all that is needed. The rest of the application may keep using the pooler.",
+            POOLER_CURE,
         )
     if version < MINIMUM_VERSION:
         raise ServerVersionError(
             f"the server is PostgreSQL {version // 10000}.{version % 10000}; 14 or newer is needed, because older "
-            "ones do not drop a silent lock session (idle_session_timeout)."
+            "ones do not drop a silent lock session (idle_session_timeout).",
+            "Upgrade the server, or give highlander_url a newer one of its own: it needs next to nothing.",
         )
     if recovering:
         raise StandbyServerError(
             "the database URL leads to a hot standby (pg_is_in_recovery() is true), which grants the same lock as "
             "its primary.",
-            "Point highlander_url at the primary: the read-write service of the cluster, or several hosts with "
-            "'?target_session_attrs=read-write'.",
+            STANDBY_CURE,
         )
     instance, timeline = connection.execute(
         text(
@@ -210,7 +256,6 @@ def guard_session(connection: Connection, timing: Timing) -> None:
         "statement_timeout": timing.heartbeat_timeout,
         "lock_timeout": LOCK_TIMEOUT,
         "tcp_user_timeout": timing.lease,
-        "client_connection_check_interval": 1.0,
     }
     values = {name: str(max(1, int(seconds * 1000))) for name, seconds in milliseconds.items()}
     values |= {
@@ -221,6 +266,10 @@ def guard_session(connection: Connection, timing: Timing) -> None:
     }
     calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in values.items())
     connection.execute(text(f"select {calls}"))
+    # For a statement that runs while its client is gone. Servers on macOS and Windows refuse it: there
+    # `statement_timeout` alone has to do.
+    with contextlib.suppress(DBAPIError):
+        connection.execute(text("select set_config('client_connection_check_interval', '1000', false)"))
 
 
 def plain(error: Exception, target: Target) -> str:

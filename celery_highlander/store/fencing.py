@@ -21,8 +21,8 @@ def fence(connection: Connection, namespace: str, name: str, token: int, *, sche
     """Tie the transaction of `connection` to the term `token` of the singleton `name`.
 
     Takes a key-share lock on the term's row. From here to the end of the transaction nobody can begin a later term of
-    this singleton, so what the transaction writes is written under this term, or not at all. Heartbeats are not held up.
-    The connection has to lead to the database of the lock; the server ends the transaction when it idles for
+    this singleton, so what the transaction writes is written under this term, or not at all. Heartbeats are not held
+    up. The connection has to lead to the database of the lock; the server ends the transaction when it idles for
     `FENCED_TIMEOUT` seconds.
 
     Raises:

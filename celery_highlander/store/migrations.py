@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, ProgrammingError
 
 from celery_highlander.errors import SchemaError
 
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         # The current term of each singleton. Heartbeats change only columns without an index, so that they stay
-        # heap-only; `unique (key, token)` is what a fence locks: its key-share lock lets heartbeats pass, and stops
-        # the next term.
+        # heap-only (`heartbeat_at` is for display); `unique (key, token)` is what a fence locks: its key-share lock
+        # lets heartbeats pass, and stops the next term.
         """create table {prefix}singleton (
     key bigint primary key,
     namespace text not null,
     name text not null,
     token bigint not null,
     heartbeats bigint not null,
+    heartbeat_at timestamptz not null default clock_timestamp(),
     owed double precision not null,
     instance text not null,
     unique (namespace, name),
@@ -47,7 +49,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 VERSION = len(MIGRATIONS)
 
-_MIGRATION_LOCK = 0x6869676C616E6472  # "highlandr"[:8]: one migration at a time in a database
+_MIGRATION_LOCK = int.from_bytes(b"highland", "big")  # one migration at a time in a database
 
 
 def prefix(schema: str) -> str:
@@ -61,34 +63,46 @@ def script(schema: str, since: int = 0) -> str:
     return ";\n\n".join(["begin", *start, *_statements(schema, since), "commit"]) + ";\n"
 
 
+def grants(schema: str, role: str) -> str:
+    """Return the SQL that lets `role` take part in elections; it may not change the tables."""
+    names = prefix(schema)
+    usage = f'grant usage on schema "{schema}" to {role}; ' if schema else ""
+    return (
+        f"{usage}grant select, insert, update on {names}singleton, {names}term to {role}; "
+        f"grant select on {names}migration to {role};"
+    )
+
+
 def _statements(schema: str, since: int) -> list[str]:
     names = prefix(schema)
-    statements = [
-        f"create table if not exists {names}migration "
-        "(version integer primary key, applied_at timestamptz not null default now())"
-    ]
+    columns = "version integer primary key, applied_at timestamptz not null default now()"
+    statements = [f"create table if not exists {names}migration ({columns})"]
     for version in range(since + 1, VERSION + 1):
         statements += [statement.format(prefix=names) for statement in MIGRATIONS[version - 1]]
-        statements.append(f"insert into {names}migration (version) values ({version})")
+        statements.append(f"insert into {names}migration (version) values ({version})")  # noqa: S608  # our own names
     return statements
 
 
 def version_of(connection: Connection, schema: str) -> int:
-    """Return the version of the tables; 0 where there are none."""
+    """Return the version of the tables; 0 where there are none.
+
+    Raises:
+        SchemaError: the role may not look.
+    """
     names = prefix(schema)
-    if connection.execute(text("select to_regclass(:table)"), {"table": f"{names}migration"}).scalar() is None:
-        return 0
     try:
-        found = connection.execute(text(f"select max(version) from {names}migration")).scalar()
+        if connection.execute(text("select to_regclass(:table)"), {"table": f"{names}migration"}).scalar() is None:
+            return 0
+        found = connection.execute(text(f"select max(version) from {names}migration")).scalar()  # noqa: S608  # as above
     except ProgrammingError as error:
-        raise _no_rights(schema, error) from error
+        raise _no_rights(schema, reason_of(error)) from None
     return int(found or 0)
 
 
 def migrate(connection: Connection, schema: str) -> int:
     """Bring the tables to the present version in one transaction; return the version they had.
 
-    The connection has to be in autocommit mode.
+    The connection has to be in autocommit mode. A newer version is left as it is.
 
     Raises:
         SchemaError: the role may not do that; the hint has the SQL for one that may.
@@ -96,30 +110,37 @@ def migrate(connection: Connection, schema: str) -> int:
     connection.execute(text("begin"))
     try:
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        if schema:
-            exists = text("select 1 from pg_namespace where nspname = :schema")
-            if connection.execute(exists, {"schema": schema}).scalar() is None:
-                connection.execute(text(f'create schema "{schema}"'))
         since = version_of(connection, schema)
         if since < VERSION:
+            _create_schema(connection, schema)
             for statement in _statements(schema, since):
                 connection.execute(text(statement))
         connection.execute(text("commit"))
     except ProgrammingError as error:
-        connection.execute(text("rollback"))
-        raise _no_rights(schema, error) from error
+        _roll_back(connection)
+        raise _no_rights(schema, reason_of(error)) from None
     except BaseException:
-        if not connection.invalidated:
-            connection.execute(text("rollback"))
+        _roll_back(connection)
         raise
     return since
 
 
+def _create_schema(connection: Connection, schema: str) -> None:
+    exists = text("select 1 from pg_namespace where nspname = :schema")
+    if schema and connection.execute(exists, {"schema": schema}).scalar() is None:
+        connection.execute(text(f'create schema "{schema}"'))
+
+
+def _roll_back(connection: Connection) -> None:
+    with contextlib.suppress(DBAPIError, InvalidRequestError):  # a broken connection has rolled back by itself
+        connection.execute(text("rollback"))
+
+
 def ensure(connection: Connection, schema: str, *, may_migrate: bool) -> None:
-    """Check the tables, and bring them up to date where that is allowed.
+    """Check the tables, and bring them up to date where that is allowed; newer ones are fine (a rolling upgrade).
 
     Raises:
-        SchemaError: they are missing or too old and cannot be changed from here, or newer than this release knows.
+        SchemaError: they are missing or too old and cannot be changed from here, or the role may not use them.
     """
     found = version_of(connection, schema)
     if found < VERSION:
@@ -130,21 +151,34 @@ def ensure(connection: Connection, schema: str, *, may_migrate: bool) -> None:
                 "Run `celery -A proj highlander migrate` with a role that may create tables.",
             )
         migrate(connection, schema)
-    try:
-        connection.execute(text(_RIGHTS.format(prefix=prefix(schema))))
-    except ProgrammingError as error:
-        raise _no_rights(schema, error) from error
+    missing = missing_rights(connection, schema)
+    if missing:
+        raise _no_rights(schema, f"it lacks {', '.join(missing)}")
 
 
-_RIGHTS = """select s.key from {prefix}singleton s join {prefix}term t on t.key = s.key where false for update of s, t"""
-
-
-def _no_rights(schema: str, error: DBAPIError) -> SchemaError:
-    reason = str(error.orig).strip().splitlines()[0]
+def missing_rights(connection: Connection, schema: str) -> list[str]:
+    """Return what the role may not do with the tables, and has to, such as `insert on highlander_term`."""
     names = prefix(schema)
+    wanted = [(f"{names}{table}", right) for table in ("singleton", "term") for right in ("select", "insert", "update")]
+    rows = connection.execute(
+        text(
+            "select wanted.relation, wanted.permission "
+            "from unnest(cast(:tables as text[]), cast(:rights as text[])) as wanted (relation, permission) "
+            "where not has_table_privilege(wanted.relation, wanted.permission)"
+        ),
+        {"tables": [table for table, _ in wanted], "rights": [right for _, right in wanted]},
+    ).all()
+    return [f"{right} on {table}" for table, right in rows]
+
+
+def reason_of(error: DBAPIError) -> str:
+    """Return the first line of what the server said."""
+    return (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+
+
+def _no_rights(schema: str, reason: str) -> SchemaError:
     return SchemaError(
-        f"the database role may not use or create the tables {names}*: {reason}.",
-        "Let a role that may create them run `celery -A proj highlander migrate` (`--sql` prints the statements), then: "
-        f"grant select, insert, update on {names}singleton, {names}term to <role>; "
-        f"grant select on {names}migration to <role>.",
+        f"the database role may not use or create the tables {prefix(schema)}*: {reason}.",
+        "Let a role that may create them run `celery -A proj highlander migrate` (`--sql` prints the statements), and "
+        f"then: {grants(schema, '<role>')}",
     )

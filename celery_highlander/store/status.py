@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -16,6 +14,8 @@ from celery_highlander.store.migrations import prefix, version_of
 from celery_highlander.store.terms import member_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
+    from collections.abc import Mapping
     from sqlalchemy import Connection
 
 

@@ -1,9 +1,9 @@
-"""The lock session's statements: try-lock, term row, heartbeat, stopped mark, notification; knows no thread and no clock."""
+"""The lock session's statements: try-lock, term row, heartbeat, stopped mark, NOTIFY; knows no thread and no clock."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.election.node import Mark, PollRow
 from celery_highlander.election.placement import Member
-from celery_highlander.election.protocol import Begun, BeginFailed, Predecessor
+from celery_highlander.election.protocol import BeginFailed, Begun, Predecessor
 from celery_highlander.errors import KeyCollisionError, LockSessionError
 from celery_highlander.store.migrations import prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from sqlalchemy import Connection, TextClause
 
     from celery_highlander.store.connecting import Server
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _EPOCH_2020 = 1577836800
 _LOCK_NOT_AVAILABLE = "55P03"
 _BUSY_REST = 0.2
+_MEMBER = re.compile(r"highlander (?P<namespace>\S+) (?P<node>\S+) (?P<eligible>[px])(?P<priority>-?\d{1,3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,10 @@ def application_name(namespace: str, node: str, priority: int, *, eligible: bool
 
 def member_of(name: str, namespace: str) -> Member | None:
     """Return the node that an `application_name` tells of, if it is one of this namespace."""
-    parts = name.split(" ")
-    if len(parts) != 4 or parts[0] != "highlander" or parts[1] != namespace:
+    parts = _MEMBER.fullmatch(name)  # anybody may name a session as they like
+    if parts is None or parts["namespace"] != namespace:
         return None
-    return Member(parts[2], int(parts[3][1:]), parts[3][0] == "p")
+    return Member(parts["node"], int(parts["priority"]), parts["eligible"] == "p")
 
 
 class Terms:
@@ -72,7 +75,7 @@ class Terms:
         self._statements = {name: text(sql.format(prefix=prefix(schema))) for name, sql in _SQL.items()}
         self._recorded: set[tuple[int, int]] = set()
 
-    def _run(self, statement: str, **values: object) -> Any:  # noqa: ANN401  # a CursorResult of any row
+    def _run(self, statement: str, **values: object) -> Any:  # a CursorResult of any row
         sql: TextClause = self._statements[statement]
         return self._connection.execute(sql, values)
 
@@ -104,7 +107,9 @@ class Terms:
         if not awaited:
             return {}
         keys = [self._keys[name] for name in awaited]
-        return {self._names[key]: token for key, token in self._run("stopped", keys=keys, tokens=list(awaited.values()))}
+        return {
+            self._names[key]: token for key, token in self._run("stopped", keys=keys, tokens=list(awaited.values()))
+        }
 
     def members(self) -> tuple[Member, ...]:
         """Return the nodes of the namespace whose lock sessions live."""
@@ -162,7 +167,12 @@ class Terms:
         if terms:
             keys = [self._keys[name] for name in terms]
             tokens = list(terms.values())
-            values = {"keys": keys, "tokens": tokens, "acting": [name in acting for name in terms], "lease": self._lease}
+            values = {
+                "keys": keys,
+                "tokens": tokens,
+                "acting": [name in acting for name in terms],
+                "lease": self._lease,
+            }
             renewed, pid, recovering = self._run("heartbeat", **values).one()
         else:
             renewed, pid, recovering = self._run("alive").one()
@@ -220,7 +230,8 @@ from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[])) as awaited (key,
 join {prefix}term t on t.key = awaited.key and t.token = awaited.token
 where t.stopped_at is not null""",
     "members": """
-select application_name from pg_stat_activity where datname = current_database() and application_name like 'highlander %'""",
+select application_name from pg_stat_activity
+where datname = current_database() and application_name like 'highlander %'""",
     # The token leads with the timeline, so that it rises over a failover that lost rows; below it stands the server's
     # time in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even
     # where the tables were dropped, or restored from a snapshot on the same timeline.
@@ -244,8 +255,9 @@ with before as materialized (
         :instance
     from unnest(cast(:keys as bigint[]), cast(:names as text[])) as wanted (key, name)
     left join known k on k.key = wanted.key
-    on conflict (key) do update set token = excluded.token, heartbeats = 0, owed = excluded.owed,
-        instance = excluded.instance where s.token < excluded.token
+    on conflict (key) do update set token = excluded.token, heartbeats = 0, heartbeat_at = clock_timestamp(),
+        owed = excluded.owed, instance = excluded.instance
+        where s.token < excluded.token and s.namespace = excluded.namespace and s.name = excluded.name
     returning s.key, s.token
 ), recorded as (
     insert into {prefix}term (key, token, node, worker, pid, lease)
@@ -256,8 +268,10 @@ from begun left join known k on k.key = begun.key""",
     "heartbeat": """
 with renewed as (
     update {prefix}singleton s
-    set heartbeats = s.heartbeats + 1, owed = case when held.acting then :lease else s.owed end
-    from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[]), cast(:acting as boolean[])) as held (key, token, acting)
+    set heartbeats = s.heartbeats + 1, heartbeat_at = clock_timestamp(),
+        owed = case when held.acting then :lease else s.owed end
+    from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[]), cast(:acting as boolean[]))
+        as held (key, token, acting)
     where s.key = held.key and s.token = held.token
     returning s.key
 )

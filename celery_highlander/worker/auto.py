@@ -1,7 +1,7 @@
 """Installing the plugin from a setting alone: Celery imports this for every `celery …` command, before the app.
 
-`celery.commands` entry points are loaded first of all. So this module can see every app that is created (a fixup), and every
-worker before it reads its bootsteps (`worker_init`).
+`celery.commands` entry points are loaded first of all. So this module can see every app that is created (a fixup),
+and every worker before it reads its bootsteps (`worker_init`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bootsteps: `HighlanderStep` owns the keeper link and frames the worker's life, `QueueStep` follows the broker connection."""
+"""The bootsteps: `HighlanderStep` frames the worker's life, `QueueStep` follows the broker connection."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class ChildGuard:
         poll.register(self._wake_in, select.POLLIN)
         while True:
             if self._connection is None and self._join():
-                poll.register(self._connection, select.POLLIN)
+                poll.register(self._connection.fileno(), select.POLLIN)  # type: ignore[attr-defined]  # just joined
             wait = None if self._connection is not None else _RETRY
             if self._guarded > 0 and self._cell is not None:
                 left = self._cell.deadline - boot_time()
@@ -89,7 +89,7 @@ _entered: set[str] = set()
 @signals.worker_process_init.connect(weak=False)
 def _start_guard(**kwargs: Any) -> None:
     """A pool child begins: one of prefork, or a solo pool's own process, which is the worker itself."""
-    global _guard
+    global _guard  # noqa: PLW0603  # one for each process, like the signals that lead here
     address = os.environ.get(KEEPER_ADDRESS)
     if address:
         _guard = ChildGuard(address)

@@ -1,4 +1,4 @@
-"""Remote control: `celery inspect highlander`. Handlers run in the worker's loop, so they read memory and nothing else."""
+"""Remote control: `celery inspect highlander`. The handler runs in the worker's loop: it only reads memory."""
 
 from __future__ import annotations
 

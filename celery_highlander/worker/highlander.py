@@ -62,7 +62,7 @@ class Highlander:
         ...         ...
     """
 
-    def __new__(cls, app: Celery, *, engine: Engine | None = None) -> Highlander:
+    def __new__(cls, app: Celery, *, engine: Engine | None = None) -> Highlander:  # noqa: PYI034  # one for each app
         """Return the app's one instance: installing twice changes nothing."""
         instance = _INSTALLED.get(app)
         if instance is None:
@@ -217,8 +217,8 @@ class Highlander:
         return leader.worker if leader is not None and leader.state == "leading" else None
 
 
-def set_names(conf: Any) -> Iterable[str]:  # noqa: ANN401  # Celery's Settings, a chain of mappings
-    """Return the `highlander_…` keys that are set in an app's configuration, namespaced ones without their namespace."""
+def set_names(conf: Any) -> Iterable[str]:  # Celery's Settings, a chain of mappings
+    """Return the `highlander_…` keys that are set in an app's configuration, without a namespace like `CELERY_`."""
     prefix = getattr(conf, "prefix", "") or ""
     found = set()
     for mapping in conf.maps:
@@ -241,7 +241,7 @@ def path_of_app(app: Celery) -> str:
     candidates = [
         f"{name}:{attribute}"
         for name, module in list(sys.modules.items())
-        if module is not None and name != "__main__" and not name.startswith("celery")
+        if name != "__main__" and not name.startswith("celery")
         for attribute, value in list(getattr(module, "__dict__", {}).items())
         if value is app and isinstance(attribute, str)
     ]

@@ -156,7 +156,7 @@ class LauncherProcess:
             function(leadership) if inspect.signature(function).parameters else function()
         except SystemExit as error:
             code, how = 1, f"exited with {error.code!r}"
-        except BaseException as error:  # noqa: BLE001  # whatever it raises is its end, and is told
+        except BaseException as error:  # whatever it raises is its end, and is told
             code, how = 1, f"raised {type(error).__name__}: {error}"
             if not leadership._stop.is_set():
                 logger.exception("the process of %r failed", name, extra={"action": "process_failed"})

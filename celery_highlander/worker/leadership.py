@@ -92,7 +92,7 @@ def current_leadership() -> Leadership:
     if leadership is None:
         raise HighlanderError(
             "there is no leadership here.",
-            "current_leadership() works in tasks that were consumed from a singleton queue, and in singleton processes.",
+            "current_leadership() works in tasks from a singleton queue, and in singleton processes.",
         )
     return leadership
 

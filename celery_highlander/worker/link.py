@@ -1,7 +1,8 @@
-"""The worker's link to its keeper: starts it, listens to it, and stops the worker's own work when it is silent or gone.
+"""The worker's link to its keeper: starts it, listens to it, and stops the worker's work without it.
 
-One native thread does all of that. Beside the keeper it is the second who holds the deadline: the lease cell says until when work
-may run, and this thread stops and kills the worker's work by it, whether the keeper says so or not.
+One native thread does all of that. Beside the keeper it is the second who holds the deadline: the lease cell says
+until when work may run, and this thread stops and kills the worker's work by it, whether the keeper says so or
+not.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_highlander.clock import boot_time
-from celery_highlander.config import Settings
 from celery_highlander.errors import ERRORS_BY_CODE, HighlanderError, LockSessionError
 from celery_highlander.keeper import cell as lease_cell
 from celery_highlander.keeper import children
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
-from celery_highlander.store.connecting import Target
 from celery_highlander.worker import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery_highlander.config import Settings
+    from celery_highlander.store.connecting import Target
 
 logger = logging.getLogger("celery_highlander")
 
@@ -195,7 +199,7 @@ class KeeperLink:
         while not self._closed:
             try:
                 self._turn()
-            except Exception:
+            except Exception:  # noqa: PERF203  # it must go on, whatever happens
                 logger.critical("the link to the keeper failed: stopping this worker's singletons", exc_info=True)
                 self._keeper_lost("the link failed")
         if self._channel is not None:
@@ -338,7 +342,10 @@ class KeeperLink:
         for name, held in list(self._held.items()):
             self._stop(name, held.token, reason, deadline, lost=True)
         self._unmarked += [(name, token, why) for name, (token, why) in self._reported.items()]
-        for name, token in [*self._process_terms.items(), *((name, token) for name, (token, _) in self._reported.items())]:
+        for name, token in [
+            *self._process_terms.items(),
+            *((name, token) for name, (token, _) in self._reported.items()),
+        ]:
             self._ends.setdefault(name, (reason, True))
             self._told_end(name, token, reason)
         self._reported.clear()

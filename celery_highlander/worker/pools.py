@@ -1,4 +1,4 @@
-"""How a running task of a singleton queue is stopped for good: the one place where that depends on the worker's pool."""
+"""How a running task of a singleton queue is stopped for good: the one place where the worker's pool matters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class TaskStopper(Protocol):
-    """Stops a request that is running. Called on the link's thread; must not block and must not raise."""
+    """Stops a running request. Called on the link's thread; must not block and must not raise."""
 
     announcement: str
-    """What happens to a task that does not stop in time, for the worker's log at start-up; empty where it is expected."""
+    """What becomes of a task that does not stop in time, for the log at start-up; empty where only the task dies."""
 
     def kill(self, request: Request) -> bool:
         """Kill the request's task; return False where this pool cannot, and the keeper has to kill the worker."""
@@ -59,8 +59,9 @@ class WorkerStopper:
 
     def __init__(self, pool: str) -> None:
         self.announcement = (
-            f"the pool {pool!r} cannot kill a single task: a worker whose task of a singleton queue does not end within "
-            "highlander_drain_timeout after its leadership is lost is killed as a whole (SIGKILL), before its lease ends"
+            f"the pool {pool!r} cannot kill a single task: when a task of a singleton queue does not end within "
+            "highlander_drain_timeout after the leadership is lost, this whole worker is killed (SIGKILL), before its "
+            "lease ends"
         )
 
     def kill(self, request: Request) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TaskRevokedError
@@ -13,6 +12,8 @@ from celery_highlander.clock import boot_time
 from celery_highlander.worker.rescue import rescue_unacknowledged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from celery import Celery
     from celery.worker import WorkController
     from celery.worker.consumer import Consumer
@@ -152,7 +153,7 @@ class QueueWork:
 
 
 class Consumers:
-    """The consumer side of all singleton queues: reconciles what is consumed with what may be, on the consumer's thread."""
+    """The consumer side of all singleton queues: brings what is consumed in line with what may be."""
 
     def __init__(self, app: Celery, worker: WorkController) -> None:
         self._app = app
@@ -161,6 +162,7 @@ class Consumers:
         self.works: dict[str, QueueWork] = {}
         self.closing = False  # the worker is on its way out: nothing may start any more
         self._routes: dict[tuple[str, str], str] = {}
+        self._tags: dict[str, str] = {}
 
     def declare(self, names: Iterable[str]) -> None:
         """Make each queue known to the app, as one that is not consumed."""
@@ -170,7 +172,11 @@ class Consumers:
                 queues.add(queues.new_missing(name))
             queue = queues[name]
             self._routes["", name] = name
-            self._routes[queue.exchange.name, queue.routing_key] = name
+            route = (queue.exchange.name, queue.routing_key)
+            if not any(
+                (other.exchange.name, other.routing_key) == route for other in queues.values() if other != queue
+            ):
+                self._routes[route] = name  # else a message with it may as well be another queue's
             self.deselect(name)
 
     def deselect(self, name: str) -> None:
@@ -178,14 +184,17 @@ class Consumers:
         self._app.amqp.queues.deselect([name])
 
     def work_of(self, request: Request) -> QueueWork | None:
-        """Return the singleton queue that a request was consumed from; where the broker leaves it open, the likeliest."""
+        """Return the singleton queue that a request was consumed from: by consumer tag on AMQP, else by its route."""
         info = request.delivery_info or {}
-        name = self._routes.get((info.get("exchange") or "", info.get("routing_key") or ""))
+        name = self._tags.get(info.get("consumer_tag", ""))
+        if name is None:
+            name = self._routes.get((info.get("exchange") or "", info.get("routing_key") or ""))
         return self.works.get(name) if name is not None else None
 
     def connected(self, consumer: Consumer) -> None:
         """Take over a new connection: nothing is consumed over it yet."""
         self._consumer = consumer
+        self._tags.clear()
         self.reconcile()
 
     def disconnected(self) -> None:
@@ -217,6 +226,7 @@ class Consumers:
             if work.is_wanted:
                 if not consuming:
                     consumer.add_task_queue(name)
+                    self._tags[consumer.task_consumer._active_tags.get(name, "")] = name
                     self.rescue(work)
                 continue
             self.deselect(name)
@@ -233,7 +243,7 @@ class Consumers:
             rescue_unacknowledged(consumer, lambda route: self._routes.get(route) == work.name)
 
     def install_gate(self, term_of: Any) -> None:
-        """Let every request of a singleton queue pass the gate before it reaches the pool; there is no other way to it."""
+        """Have every request of a singleton queue pass the gate: there is no other way to the pool."""
         worker = self._worker
         inner = worker._process_task
 

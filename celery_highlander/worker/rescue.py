@@ -1,17 +1,19 @@
 """Giving a dead leader's unacknowledged messages back at once, on brokers that would keep them for long.
 
-AMQP returns them when the connection ends. kombu's Redis transport keeps them in a hash until the visibility time-out (an hour by default)
-has passed. Only the leader consumes a singleton queue, so what is unacknowledged there when another one begins belongs to nobody.
+AMQP returns them when the connection ends. kombu's Redis transport keeps them in a hash until the visibility
+time-out (an hour by default) has passed. Only the leader consumes a singleton queue, so what is unacknowledged
+there when another one begins belongs to nobody.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery.worker.consumer import Consumer
 
 logger = logging.getLogger("celery_highlander")
@@ -22,10 +24,11 @@ Route = tuple[str, str]
 def rescue_unacknowledged(consumer: Consumer, is_ours: Callable[[Route], bool]) -> int:
     """Put the unacknowledged messages of a queue back to its front; return how many.
 
-    Called on the consumer's thread, by a new leader, after its predecessor's work is dead. A message that the predecessor
-    settles at the same time is settled once: kombu does both in a Redis transaction on the same hash.
+    Called on the consumer's thread, by a new leader, after its predecessor's work is dead. A message that the
+    predecessor settles at the same time is settled once: kombu does both in a Redis transaction on the same hash.
 
     Args:
+        consumer: the consumer of this worker, over whose connection it is done.
         is_ours: tells by (exchange, routing key) whether a message belongs to the queue.
     """
     channel: Any = consumer.task_consumer.channel

@@ -1,6 +1,7 @@
-"""Celery-style signals for applications; nothing that safety hangs on may depend on a receiver (Celery swallows its errors).
+"""Celery-style signals for applications; nothing that safety hangs on may depend on a receiver.
 
-Each is sent in the worker's main process, on the plugin's own thread, with `sender` = the name of the singleton.
+Each is sent in the worker's main process, on the plugin's own thread, with `sender` = the name of the singleton. What a
+receiver raises is logged and swallowed, by Celery.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class _ArgumentsSeen(Exception):  # noqa: N818  # no error: it stops the engine 
 
 
 def target_of_engine(engine: Engine) -> Target:
-    """Return URL and connect arguments of `engine`, after its own `do_connect` listeners (rotating passwords) had their say.
+    """Return URL and connect arguments of `engine`, after its own `do_connect` listeners (rotating passwords).
 
     Raises:
         ConfigurationError: the engine makes its connections in a way that cannot be repeated elsewhere.
@@ -35,7 +35,7 @@ def target_of_engine(engine: Engine) -> Target:
         arguments = seen.arguments
     else:
         raise ConfigurationError(
-            "the engine for highlander creates its connections itself (creator=…, or a do_connect listener that connects).",
+            "the engine for highlander creates its connections itself (creator=…, or a do_connect that connects).",
             "Give highlander_url, or an engine made from a URL and connect_args.",
         )
     finally:

@@ -1,4 +1,4 @@
-"""A cluster of real `celery worker` processes on one database and one broker; it starts and breaks them, and judges nothing."""
+"""Real `celery worker` processes on one database and one broker; starts and breaks them, and judges nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
+from tests.arena import processes
+from tests.arena.journal import SUFFIX
 from tests.arena.referee import Referee
 from tests.arena.waiting import wait_until
 
@@ -36,6 +38,9 @@ TIMELY: dict[str, Any] = {
 }
 """Shorter durations than the defaults, in like proportion, so that tests need not wait so long."""
 
+MARK = "HIGHLANDER_ARENA_WORKER"
+"""The entry in the environment by which the processes of one worker are found."""
+
 
 def _parents() -> dict[int, int]:
     """Parent of each living process (zombies are dead)."""
@@ -45,6 +50,16 @@ def _parents() -> dict[int, int]:
             fields = entry.read_text().rpartition(")")[2].split()
             if fields[0] not in ("Z", "X"):
                 found[int(entry.parent.name)] = int(fields[1])
+    return found
+
+
+def _with_environment(entry: str) -> list[int]:
+    """The living processes that were started with this entry in their environment, whoever their parents are now."""
+    found = []
+    for pid in _parents():
+        with contextlib.suppress(OSError):
+            if entry.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(pid)
     return found
 
 
@@ -60,10 +75,9 @@ class Worker:
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> None:
         self.name = name
         self.log_path = log
-        self._log = log.open("ab")
-        self._popen = subprocess.Popen(
-            argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, cwd=cwd
-        )
+        self._mark = f"{MARK}={log.parent}/{name}"
+        # Killed by the kernel when the test run is.
+        self._popen = processes.spawn(argv, log=log, env={**env, MARK: f"{log.parent}/{name}"}, cwd=cwd)
         self.pid = self._popen.pid
         self._keeper: int | None = None
 
@@ -99,16 +113,8 @@ class Worker:
 
     @property
     def family(self) -> list[int]:
-        """Every living process below the worker, and below its keeper."""
-        parents = _parents()
-        found: list[int] = []
-        queue = [self.pid] if self._keeper is None else [self.pid, self._keeper]
-        while queue:
-            above = queue.pop()
-            below = [pid for pid, parent in parents.items() if parent == above and pid not in found]
-            found += below
-            queue += below
-        return found
+        """Every living process that it started, orphans too: keeper, launcher, singleton processes, pool children."""
+        return [pid for pid in _with_environment(self._mark) if pid != self.pid]
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the main process."""
@@ -121,16 +127,17 @@ class Worker:
 
     def close(self) -> None:
         """End it and all it started, whatever state it is in."""
-        with contextlib.suppress(AssertionError):
-            _ = self.keeper
+        if self.is_running:
+            self._popen.kill()
+            self._popen.wait(10)
+        wait_until(self._kill_family, 10, f"the family of {self.name} to be dead")
+
+    def _kill_family(self) -> bool:
         family = self.family
-        for pid in (self.pid, *([self._keeper] if self._keeper else []), *family):
-            if pid == self.pid and not self.is_running:
-                continue
+        for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._popen.wait(10)
-        self._log.close()
+        return not family
 
 
 class Cluster:
@@ -185,7 +192,9 @@ class Cluster:
         self.workers.append(worker)
         return worker
 
-    def environment(self, conf: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None) -> dict[str, str]:
+    def environment(
+        self, conf: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
         """The environment of a worker or a command."""
         return {
             **os.environ,
@@ -243,6 +252,18 @@ class Cluster:
     def token(self, singleton: str) -> int:
         """The token of the term that acts for `singleton`; 0 if none does."""
         return self.acting().get(singleton, (0, 0))[1]
+
+    def latest(self, singleton: str) -> tuple[str, int]:
+        """Node and token of the last line that anybody wrote for `singleton`; ("", 0) if nobody did. Cheap."""
+        last = (0, "", 0)
+        for path in self.journals.glob(f"{singleton}.*{SUFFIX}"):
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 512))
+                lines = file.read().rpartition(b"\n")[0].splitlines()
+            if lines:
+                instant, _, node, token, _ = lines[-1].decode().split(" ")
+                last = max(last, (int(instant), node, int(token)))
+        return last[1:]
 
     def referee(self) -> Referee:
         """The judge of what was written so far."""

@@ -16,7 +16,7 @@ from tests.planted.patching import Bug, planted
 from tests.simulator.batch import processes
 from tests.simulator.server import LockServer
 
-BOUND = 40_000
+BOUND = 60_000
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,134 @@
+"""Clusters for the fault tests, and what a failing test shows of them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from celery_highlander.election.keys import lock_key
+from celery_highlander.election.node import Mark
+from celery_highlander.store import connecting, migrations
+from celery_highlander.store.terms import Identity, Terms
+from tests.arena.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping
+    from pathlib import Path
+
+    from kombu import Connection
+
+    from tests.arena.servers import Database, RabbitMQ, Redis
+
+_SHOWN_LINES = 60
+_FAILED = pytest.StashKey[bool]()
+_NAMESPACE = "shop"
+
+
+class MakeCluster(Protocol):
+    """The `cluster` fixture."""
+
+    def __call__(
+        self,
+        broker: str = "rabbitmq",
+        *,
+        driver: str = "psycopg2",
+        url: str | None = None,
+        processes: Mapping[str, str] | None = None,
+        conf: Mapping[str, Any] | None = None,
+    ) -> Cluster:
+        """Make a cluster without workers, in which every singleton has been led before.
+
+        Args:
+            broker: "rabbitmq" or "redis".
+            driver: The database driver of the workers.
+            url: The workers' way to the database, where it is not the direct one.
+            processes: The singleton processes; a well-behaved `ticker` if not given.
+            conf: Further configuration.
+        """
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    outcome = yield
+    if outcome.get_result().failed:
+        item.stash[_FAILED] = True
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeCluster]:
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            broker: str = "rabbitmq",
+            *,
+            driver: str = "psycopg2",
+            url: str | None = None,
+            processes: Mapping[str, str] | None = None,
+            conf: Mapping[str, Any] | None = None,
+        ) -> Cluster:
+            database: Database = request.getfixturevalue("postgres")
+            all_processes = {"ticker": "tests.arena.shop:ticker"} if processes is None else dict(processes)
+            conf = {"highlander_processes": all_processes, **(conf or {})}
+            lead_once(database.url("psycopg2"), [*conf.get("highlander_queues", ["highlander"]), *all_processes])
+            made = Cluster(
+                url or database.url(driver), {"broker_url": request.getfixturevalue(f"{broker}_broker")}, tmp_path, conf
+            )
+            stack.enter_context(made)
+            stack.callback(_show, request.node, made)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def redis_broker(redis_server: Redis) -> str:
+    redis_server.command("FLUSHALL")
+    return redis_server.url()
+
+
+@pytest.fixture
+def rabbitmq_broker(rabbitmq_server: RabbitMQ) -> Iterator[str]:
+    url = rabbitmq_server.url()
+    yield url
+    _empty(url)
+
+
+def _empty(url: str) -> None:
+    from kombu import Connection
+
+    with Connection(url) as connection:
+        for queue in ("highlander", "celery"):
+            _delete(connection, queue)
+
+
+def _delete(connection: Connection, queue: str) -> None:
+    with contextlib.suppress(*connection.channel_errors):
+        connection.channel().queue_delete(queue)
+
+
+def lead_once(url: str, names: list[str]) -> None:
+    """Give each singleton a first term that ended well: the next leader then owes nobody a lease."""
+    keys = {name: lock_key(_NAMESPACE, name) for name in names}
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        migrations.migrate(connection, "")
+        terms = Terms(connection, connecting.check_server(connection), keys, _NAMESPACE, "", 0.1)
+        terms.poll(tuple(names), frozenset(names))
+        begun: dict[str, Any] = terms.begin(names, Identity("first", "first@arena", 0), 0.0)
+        for name in names:
+            terms.release(name, Mark(name, begun[name].token, "first"))
+    engine.dispose()
+
+
+def _show(item: pytest.Item, cluster: Cluster) -> None:
+    if not item.stash.get(_FAILED, False):
+        return
+    for worker in cluster.workers:
+        print(f"--- {worker.name}, pid {worker.pid}")
+        print("\n".join(worker.log.splitlines()[-_SHOWN_LINES:]))
+    with contextlib.suppress(ValueError):
+        print(f"--- referee\n{cluster.referee().report()}")
