@@ -96,7 +96,7 @@ def read_settings(
     get: Callable[[str], object],
     names: Iterable[str],
     namespace: str = "celery",
-    further: Callable[[Settings], Iterable[str]] = lambda settings: (),
+    further: Callable[[Settings], Iterable[str]] | None = None,
 ) -> Settings:
     """Return the settings that `get` gives for `highlander_…` keys (None: not set).
 
@@ -115,7 +115,7 @@ def read_settings(
     problems = _normalise(given)
     if not problems:
         settings = Settings(**given)  # type: ignore[arg-type]  # each value was checked one by one
-        problems = [*_contradictions(settings), *further(settings)]
+        problems = [*_contradictions(settings), *(further(settings) if further else ())]
         if not problems and not unknown:
             return settings
     raise ConfigurationError.of([*unknown, *problems])
@@ -147,7 +147,7 @@ def _normalise(given: dict[str, object]) -> list[str]:
         elif name == "processes":
             problems += _check_processes(given)
         elif name == "url":
-            problems += check_url(value)
+            problems += check_url(value) if value != "" else []  # as good as not set
         elif not isinstance(value, str):
             problems.append(f"{full} = {value!r} is not a string")
         elif name == "namespace" and not _NAMESPACE.fullmatch(value):
@@ -213,8 +213,9 @@ def _contradictions(settings: Settings) -> list[str]:
     if timing.needed > timing.lease:
         problems.append(
             f"highlander_lease_duration = {timing.lease:g} is too short: "
-            f"heartbeat_interval {timing.heartbeat_interval:g} + heartbeat_timeout {timing.heartbeat_timeout:g} + drain_timeout {timing.drain_timeout:g} + "
-            f"kill_margin {timing.kill_margin:g} = {timing.needed:g} must fit in; lengthen the lease, or shorten those"
+            f"heartbeat_interval {timing.heartbeat_interval:g} + heartbeat_timeout {timing.heartbeat_timeout:g} + "
+            f"drain_timeout {timing.drain_timeout:g} + kill_margin {timing.kill_margin:g} = {timing.needed:g} must fit in; "
+            "lengthen the lease, or shorten those"
         )
     if timing.kill_margin < MINIMUM_KILL_MARGIN:
         problems.append(

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from celery_highlander.keeper.victims import Victim, hold
 
+ADDRESS_VARIABLE = "CELERY_HIGHLANDER_KEEPER"
+"""The environment variable by which pool children find their keeper."""
+
 _UCRED = struct.Struct("3i")
 
 

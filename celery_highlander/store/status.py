@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from celery_highlander.errors import DatabaseUnavailableError, SchemaError
-from celery_highlander.store.connecting import Target, open_connection, without_password
+from celery_highlander.errors import DatabaseUnavailableError, SchemaError, StandbyServerError
+from celery_highlander.store.connecting import (
+    ANSWER_TIMEOUT,
+    STANDBY_CURE,
+    Target,
+    open_connection,
+    without_password,
+)
 from celery_highlander.store.migrations import prefix, version_of
 from celery_highlander.store.terms import member_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from collections.abc import Mapping
+    from datetime import datetime
+
     from sqlalchemy import Connection
 
 
@@ -24,11 +31,13 @@ class SingletonStatus:
     """What the database says of one singleton.
 
     Attributes:
-        state: `leading`, `waiting` (holds the lock, waits for its predecessor's lease), `free` (nobody holds the lock).
+        state: `leading`, `waiting` (holds the lock, waits for its predecessor's lease), `silent` (holds the lock, but
+            was not heard of for longer than its lease), `free` (nobody holds the lock).
         node: the holder's uuid; `worker`: its Celery node name; `pid`: its worker's; None where nobody holds the lock.
         since: since when the term has acted (began, while it waits).
+        age: how long that is, in seconds, by the server's clock.
         lease: the holder's lease in seconds.
-        idle: seconds since the lock session was heard of last.
+        idle: seconds since its last heartbeat, by the server's clock.
         standbys: nodes whose lock sessions live, beside the holder.
         last_ended_at, last_reason: how the last term that is over ended.
     """
@@ -40,6 +49,7 @@ class SingletonStatus:
     worker: str | None
     pid: int | None
     since: datetime | None
+    age: float | None
     lease: float | None
     idle: float | None
     standbys: int
@@ -54,9 +64,13 @@ class SingletonStatus:
         return max(0.0, self.lease - self.idle)
 
 
+# A holder that has not begun its term yet, or has ended it already, still shows in pg_locks: the row is only the
+# holder's if its node is the one that the holder's session is named after.
 _STATUS = """
-select wanted.key, s.token, t.node, t.worker, t.pid, t.elected_at, t.began_at, t.lease, a.pid,
-    extract(epoch from clock_timestamp() - greatest(a.state_change, a.query_start))::float8,
+select wanted.key, s.token, t.node, t.worker, t.pid, t.elected_at, t.began_at, t.lease,
+    t.ended_at is not null as over, a.application_name,
+    extract(epoch from clock_timestamp() - s.heartbeat_at)::float8,
+    extract(epoch from clock_timestamp() - coalesce(t.elected_at, t.began_at))::float8,
     last.ended_at, last.reason
 from unnest(cast(:keys as bigint[])) as wanted (key)
 left join {prefix}singleton s on s.key = wanted.key
@@ -76,6 +90,7 @@ def read(target: Target, namespace: str, schema: str, keys: Mapping[str, int]) -
 
     Raises:
         DatabaseUnavailableError: the server does not answer.
+        StandbyServerError: a hot standby does not know who holds a lock.
         SchemaError: there are no tables yet, or the role may not read them.
     """
     connection = open_connection(target, f"highlander-status {namespace}")
@@ -84,15 +99,30 @@ def read(target: Target, namespace: str, schema: str, keys: Mapping[str, int]) -
     except DBAPIError as error:
         message = without_password(str(error.orig), target)
         if "permission denied" in message:
-            raise SchemaError(f"the role may not read the tables: {message}") from None
+            raise SchemaError(
+                f"the role may not read the tables: {message}",
+                f"grant select on {prefix(schema)}singleton, {prefix(schema)}term, {prefix(schema)}migration to <role>;",
+            ) from None
         raise DatabaseUnavailableError(f"the database did not answer: {message}") from None
     finally:
         connection.close()
 
 
 def read_with(connection: Connection, namespace: str, schema: str, keys: Mapping[str, int]) -> list[SingletonStatus]:
-    """Like `read`, over a connection that is open."""
-    connection.execute(text("set statement_timeout = '5s'"))
+    """Like `read`, over a connection that is open, in autocommit mode; changes nothing, not even the session."""
+    connection.execute(text("begin read only"))
+    try:
+        connection.execute(text(f"set local statement_timeout = '{ANSWER_TIMEOUT:g}s'"))
+        return _read(connection, namespace, schema, keys)
+    finally:
+        connection.execute(text("rollback"))
+
+
+def _read(connection: Connection, namespace: str, schema: str, keys: Mapping[str, int]) -> list[SingletonStatus]:
+    if connection.execute(text("select pg_is_in_recovery()")).scalar():
+        raise StandbyServerError(
+            "the database URL leads to a hot standby, which does not know who leads.", STANDBY_CURE
+        )
     if not version_of(connection, schema):
         raise SchemaError(
             f"there are no tables {prefix(schema)}* in this database yet.",
@@ -104,22 +134,48 @@ def read_with(connection: Connection, namespace: str, schema: str, keys: Mapping
     nodes = {member.node for name in activity if (member := member_of(name or "", namespace)) and member.eligible}
     names = {key: name for name, key in keys.items()}
     rows = connection.execute(text(_STATUS.format(prefix=prefix(schema))), {"keys": list(names)}).all()
-    found = {}
-    for key, token, node, worker, pid, elected_at, began_at, lease, backend, idle, ended_at, reason in rows:
-        held = backend is not None
-        state = ("leading" if elected_at else "waiting") if held else "free"
-        found[key] = SingletonStatus(
-            name=names[key],
-            state=state,
-            token=token,
-            node=node if held else None,
-            worker=worker if held else None,
-            pid=pid if held else None,
-            since=(elected_at or began_at) if held else None,
-            lease=lease if held else None,
-            idle=max(0.0, idle) if held and idle is not None else None,
-            standbys=len(nodes - {node}) if held else len(nodes),
-            last_ended_at=ended_at,
-            last_reason=reason,
-        )
+    found = {row[0]: _status_of(names[row[0]], namespace, nodes, *row[1:]) for row in rows}
     return [found[key] for key in keys.values()]
+
+
+def _status_of(
+    name: str,
+    namespace: str,
+    nodes: set[str],
+    token: int | None,
+    node: str | None,
+    worker: str | None,
+    pid: int | None,
+    elected_at: datetime | None,
+    began_at: datetime | None,
+    lease: float | None,
+    over: bool,
+    application_name: str | None,
+    idle: float | None,
+    age: float | None,
+    last_ended_at: datetime | None,
+    last_reason: str | None,
+) -> SingletonStatus:
+    holder = member_of(application_name or "", namespace)
+    held = holder is not None and holder.node == node and not over
+    if not held:
+        state = "waiting" if holder is not None and holder.node != node else "free"  # it is about to begin its term
+    elif idle is not None and lease is not None and idle > lease:
+        state = "silent"
+    else:
+        state = "leading" if elected_at is not None else "waiting"
+    return SingletonStatus(
+        name=name,
+        state=state,
+        token=token,
+        node=node if held else None,
+        worker=worker if held else None,
+        pid=pid if held else None,
+        since=(elected_at or began_at) if held else None,
+        age=age if held else None,
+        lease=lease if held else None,
+        idle=max(0.0, idle) if held and idle is not None else None,
+        standbys=len(nodes - {node}) if held else len(nodes),
+        last_ended_at=last_ended_at,
+        last_reason=last_reason,
+    )

@@ -14,9 +14,8 @@ from celery import signals
 
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
-from celery_highlander.keeper.children import register
+from celery_highlander.keeper.children import ADDRESS_VARIABLE, register
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
-from celery_highlander.worker.link import KEEPER_ADDRESS
 from celery_highlander.worker.queues import HEADER
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ _entered: set[str] = set()
 def _start_guard(**kwargs: Any) -> None:
     """A pool child begins: one of prefork, or a solo pool's own process, which is the worker itself."""
     global _guard  # noqa: PLW0603  # one for each process, like the signals that lead here
-    address = os.environ.get(KEEPER_ADDRESS)
+    address = os.environ.get(ADDRESS_VARIABLE)
     if address:
         _guard = ChildGuard(address)
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import click
 from celery.bin.base import CeleryOption
 
-from celery_highlander.config import PREFIX, Settings, check_name, check_names, check_url, read_settings
+from celery_highlander.config import MAX_PRIORITY, PREFIX, Settings, check_name, check_names, read_settings
 from celery_highlander.errors import ConfigurationError
 from celery_highlander.store import status as store_status
 from celery_highlander.store.connecting import Target, parse_url
@@ -33,7 +33,7 @@ WORKER_OPTIONS = (
     ),
     CeleryOption(
         ("--highlander-priority",),
-        type=click.IntRange(-999, 999),
+        type=click.IntRange(-MAX_PRIORITY, MAX_PRIORITY),
         default=None,
         help_group="Highlander Options",
         help="Workers of a higher priority lead first (setting: highlander_priority).",
@@ -153,25 +153,29 @@ class Highlander:
             ConfigurationError: with every violation.
         """
         conf = self.app.conf
-        settings = read_settings(conf.get, set_names(conf), namespace=_default_namespace(self.app))
+        return read_settings(conf.get, set_names(conf), _default_namespace(self.app), self._problems)
+
+    def _problems(self, settings: Settings) -> list[str]:
+        """What is wrong between the settings and what the code declares."""
         problems = []
-        if not (settings.url or settings.engine or self._engine):
+        if not (settings.url or settings.engine or self._engine is not None):
             problems.append(
                 "highlander_url is not set: the lock needs a PostgreSQL, for instance "
                 "app.conf.highlander_url = 'postgresql+psycopg2://app@db/shop'"
             )
-        if self._engine is not None:
-            if settings.url or settings.engine:
-                problems.append("Highlander(app, engine=…) and highlander_url or highlander_engine are given; keep one")
-            problems += check_url(self._engine.url.render_as_string(hide_password=False))
-        for name in [*self._queues, *self._processes]:
-            if name in settings.processes or (name in settings.queues and name in self._processes):
-                problems.append(f"there are two singletons of the name {name!r}; names are unique, rename one")
-        if problems:
-            raise ConfigurationError.of(problems)
+        if self._engine is not None and (settings.url or settings.engine):
+            problems.append("Highlander(app, engine=…) and highlander_url or highlander_engine are given; keep one")
         if settings.url:
-            parse_url(settings.url)
-        return settings
+            try:
+                parse_url(settings.url)
+            except ConfigurationError as error:
+                problems.append(error.message)
+        problems += [
+            f"there are two singletons of the name {name!r}; names are unique, rename one"
+            for name in [*self._queues, *self._processes]
+            if name in settings.processes or (name in settings.queues and name in self._processes)
+        ]
+        return problems
 
     def queues(self, settings: Settings) -> tuple[str, ...]:
         """Return the names of all singleton queues."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
+from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
 
@@ -203,6 +204,7 @@ def _watch(channel: Channel, cell: LeaseCell, leadership: Leadership) -> None:
 
 def main() -> int:
     """Serve the keeper that started this process."""
+    os.environ.pop(ADDRESS_VARIABLE, None)  # that is for pool children
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker
     with contextlib.suppress(ConnectionError):
         LauncherProcess(socket.socket(fileno=int(sys.argv[1]))).serve()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from celery_highlander.store.connecting import Target
 
 logger = logging.getLogger("celery_highlander")
-
-KEEPER_ADDRESS = "CELERY_HIGHLANDER_KEEPER"
-"""The environment variable by which pool children find their keeper."""
 
 RESPAWN_DELAY = 0.2
 """Seconds before a keeper that died is started again."""
@@ -144,7 +142,7 @@ class KeeperLink:
         Raises:
             HighlanderError: the database may not be used as it is (a pooler, a standby, missing rights, …).
         """
-        os.environ[KEEPER_ADDRESS] = self._address
+        os.environ[children.ADDRESS_VARIABLE] = self._address
         self._spawn()
         self._thread.start()
         self._first_word.wait(timeout)
@@ -242,6 +240,8 @@ class KeeperLink:
                 self.works[name].tend(now)
             elif self.works[name].is_over(now):
                 self._over(name)
+        if self._held and now >= self.cell.deadline:
+            self._die()
         self._look_whether_released()
 
     def _watch_lease(self, now: float) -> None:
@@ -260,6 +260,11 @@ class KeeperLink:
             return
         logger.warning("no broker for %g s: stepping down from its queues until it is back", timeout)
         self._withdraw(sorted(self.works), f"no broker for {timeout:g} s", None, False)
+
+    def _die(self) -> None:
+        """The lease ends, there is work left, and no keeper that would kill this worker: so it is for us to do."""
+        logger.critical("killing this worker: %s did not stop before the lease ends", ", ".join(self._held))
+        os.kill(os.getpid(), signal.SIGKILL)
 
     # -- the keeper ----------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from typing import Any
 
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import ArgumentError
 
+from celery_highlander.config import check_url
 from celery_highlander.errors import ConfigurationError
 from celery_highlander.store.connecting import Target
 
@@ -24,9 +27,15 @@ def target_of_engine(engine: Engine) -> Target:
     Raises:
         ConfigurationError: the engine makes its connections in a way that cannot be repeated elsewhere.
     """
+    problems = check_url(engine.url.drivername + "://")
+    if problems:
+        raise ConfigurationError(problems[0].replace("highlander_url", "the URL of the engine for highlander"))
+
+    here = threading.get_ident()
 
     def stop(dialect: object, record: object, arguments: object, keywords: dict[str, Any]) -> None:
-        raise _ArgumentsSeen(dict(keywords))
+        if threading.get_ident() == here:  # the application's other threads may be connecting meanwhile
+            raise _ArgumentsSeen(dict(keywords))
 
     event.listen(engine, "do_connect", stop)  # the last one in line
     try:
@@ -60,6 +69,8 @@ def target_of_path(path: str) -> Target:
         raise ConfigurationError(f"highlander_engine = {path!r} cannot be imported: {error}") from error
     try:
         engine = function()
+    except (ArgumentError, ValueError) as error:  # may quote the URL, password and all
+        raise ConfigurationError(f"highlander_engine = {path!r} raised {type(error).__name__}") from None
     except Exception as error:
         raise ConfigurationError(f"highlander_engine = {path!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(engine, Engine):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tests.arena import processes
-from tests.arena.lifecycle import Server, find_binary
+from tests.arena.lifecycle import Server, find_binary, is_hidden
 from tests.arena.processes import ServerError
 from tests.arena.waiting import wait_until
 
@@ -25,7 +25,7 @@ class Redis(Server):
     @classmethod
     def available(cls) -> str | None:
         """Why it cannot be started here, or None."""
-        return None if find_binary("redis-server") else "redis-server is not installed"
+        return None if find_binary("redis-server") and not is_hidden("redis") else "redis-server is not installed"
 
     def url(self, db: int = 0) -> str:
         """A broker or result backend URL."""
@@ -85,7 +85,7 @@ class RabbitMQ(Server):
     @classmethod
     def available(cls) -> str | None:
         """Why it cannot be started here, or None."""
-        if _rabbitmq_program("rabbitmq-server") is None:
+        if _rabbitmq_program("rabbitmq-server") is None or is_hidden("rabbitmq"):
             return "rabbitmq-server is not installed"
         return None if find_binary("epmd") else "epmd (of Erlang) is not installed"
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg2
 
@@ -112,6 +112,11 @@ class Worker:
         ]
 
     @property
+    def singleton_processes(self) -> list[int]:
+        """What its keeper runs: the launcher, and the processes that it forked."""
+        return processes.descendants(self.keeper)
+
+    @property
     def family(self) -> list[int]:
         """Every living process that it started, orphans too: keeper, launcher, singleton processes, pool children."""
         return [pid for pid in _with_environment(self._mark) if pid != self.pid]
@@ -150,6 +155,8 @@ class Cluster:
         conf: Further configuration; `TIMELY` durations hold unless it says otherwise.
     """
 
+    app_path: ClassVar[str] = "tests.arena.shop"
+
     def __init__(
         self, url: str, broker: Mapping[str, Any], directory: Path, conf: Mapping[str, Any] | None = None
     ) -> None:
@@ -184,7 +191,7 @@ class Cluster:
         name = name or f"w{next(self._numbers)}"
         argv = [
             *prefix,
-            *(sys.executable, "-m", "celery", "-A", "tests.arena.shop", "worker"),
+            *(sys.executable, "-m", "celery", "-A", self.app_path, "worker"),
             *("-n", f"{name}@arena", "-c", str(concurrency), "-l", "INFO", *options),
         ]
         log = self.directory / f"{name}.log"
@@ -207,7 +214,7 @@ class Cluster:
 
     def command(self, *words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run `celery -A … <words>` and return how it ended."""
-        argv = [sys.executable, "-m", "celery", "-A", "tests.arena.shop", *words]
+        argv = [sys.executable, "-m", "celery", "-A", self.app_path, *words]
         return subprocess.run(
             argv, env=self.environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -264,6 +271,18 @@ class Cluster:
                 instant, _, node, token, _ = lines[-1].decode().split(" ")
                 last = max(last, (int(instant), node, int(token)))
         return last[1:]
+
+    def heartbeats(self, singleton: str) -> int:
+        """How often the present term of `singleton` was renewed."""
+        return int(self.query("select heartbeats from highlander_singleton where name = %s", singleton)[0][0])
+
+    def lock_sessions(self) -> int:
+        """How many nodes are connected to the database."""
+        sql = (
+            "select count(*) from pg_stat_activity"
+            " where datname = current_database() and application_name like 'highlander %'"
+        )
+        return int(self.query(sql)[0][0])
 
     def referee(self) -> Referee:
         """The judge of what was written so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -165,6 +166,14 @@ class Server(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+HIDE_VARIABLE = "HIGHLANDER_ARENA_HIDE"
+
+
+def is_hidden(service: str) -> bool:
+    """Whether `HIGHLANDER_ARENA_HIDE=postgresql,redis,rabbitmq` says to behave as if `service` were not installed."""
+    return service in os.environ.get(HIDE_VARIABLE, "").replace(" ", "").split(",")
 
 
 def find_binary(name: str, *directories: str) -> Path | None:

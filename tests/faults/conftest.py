@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from kombu import Connection as KombuConnection
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
@@ -14,14 +15,14 @@ from celery_highlander.election.node import Mark
 from celery_highlander.store import connecting, migrations
 from celery_highlander.store.terms import Identity, Terms
 from tests.arena.cluster import Cluster
+from tests.arena.servers import Redis
+from tests.faults.scenes import QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
 
-    from kombu import Connection
-
-    from tests.arena.servers import Database, RabbitMQ, Redis
+    from tests.arena.servers import Database, RabbitMQ
 
 _SHOWN_LINES = 60
 _FAILED = pytest.StashKey[bool]()
@@ -59,7 +60,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 
 @pytest.fixture
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeCluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, postgres: Database) -> Iterator[MakeCluster]:
     with contextlib.ExitStack() as stack:
 
         def make(
@@ -70,13 +71,12 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeClus
             processes: Mapping[str, str] | None = None,
             conf: Mapping[str, Any] | None = None,
         ) -> Cluster:
-            database: Database = request.getfixturevalue("postgres")
             all_processes = {"ticker": "tests.arena.shop:ticker"} if processes is None else dict(processes)
             conf = {"highlander_processes": all_processes, **(conf or {})}
-            lead_once(database.url("psycopg2"), [*conf.get("highlander_queues", ["highlander"]), *all_processes])
-            made = Cluster(
-                url or database.url(driver), {"broker_url": request.getfixturevalue(f"{broker}_broker")}, tmp_path, conf
-            )
+            lead_once(postgres.url("psycopg2"), [*conf.get("highlander_queues", [QUEUE]), *all_processes])
+            server: Redis | RabbitMQ = request.getfixturevalue(f"{broker}_server")
+            stack.callback(_empty, server)
+            made = Cluster(url or postgres.url(driver), {"broker_url": server.url()}, tmp_path, conf)
             stack.enter_context(made)
             stack.callback(_show, request.node, made)
             return made
@@ -84,30 +84,14 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeClus
         yield make
 
 
-@pytest.fixture
-def redis_broker(redis_server: Redis) -> str:
-    redis_server.command("FLUSHALL")
-    return redis_server.url()
-
-
-@pytest.fixture
-def rabbitmq_broker(rabbitmq_server: RabbitMQ) -> Iterator[str]:
-    url = rabbitmq_server.url()
-    yield url
-    _empty(url)
-
-
-def _empty(url: str) -> None:
-    from kombu import Connection
-
-    with Connection(url) as connection:
-        for queue in ("highlander", "celery"):
-            _delete(connection, queue)
-
-
-def _delete(connection: Connection, queue: str) -> None:
-    with contextlib.suppress(*connection.channel_errors):
-        connection.channel().queue_delete(queue)
+def _empty(server: Redis | RabbitMQ) -> None:
+    if isinstance(server, Redis):
+        server.command("FLUSHALL")
+        return
+    with KombuConnection(server.url()) as connection:
+        for queue in (QUEUE, "celery"):
+            with contextlib.suppress(*connection.channel_errors):
+                connection.channel().queue_delete(queue)
 
 
 def lead_once(url: str, names: list[str]) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 QUEUE = "highlander"
 PROCESS = "ticker"
+QUIET = ("--without-mingle", "--without-gossip")
+"""Options for a quick start."""
+
 PATIENCE = 40.0
 """Seconds that a wait may take on a busy machine before it counts as failed."""
 
@@ -26,9 +29,9 @@ def leader_and_standby(cluster: Cluster, *, task_seconds: float = 600.0) -> tupl
 
     It has priority, so that the two singletons are not spread over both.
     """
-    leader = cluster.start("-X", "highlander", "--highlander-priority", "1", concurrency=2)
+    leader = cluster.start(*QUIET, "-X", QUEUE, "--highlander-priority", "1", concurrency=2)
     cluster.leader(PROCESS, timeout=PATIENCE)
-    standby = cluster.start("-X", "highlander", concurrency=2)
+    standby = cluster.start(*QUIET, "-X", QUEUE, concurrency=2)
     cluster.leader(QUEUE, timeout=PATIENCE)
     cluster.send(0, seconds=task_seconds)
     for singleton in (QUEUE, PROCESS):
@@ -72,6 +75,15 @@ def ended(cluster: Cluster, number: int, journal: str = QUEUE) -> str:
         return next((run.owner.node for run in runs if run.task_id == str(number) and run.finished), "")
 
     return wait_until(node, PATIENCE, f"task {number} to have run")
+
+
+def wait_for_runs(cluster: Cluster, task_id: str, count: int) -> None:
+    """Wait until a task has been started that many times."""
+
+    def runs() -> int:
+        return sum(run.task_id == task_id for run in cluster.referee().task_runs())
+
+    wait_until(lambda: runs() >= count, PATIENCE, f"{count} runs of task {task_id}")
 
 
 def all_dead(pids: Iterable[int]) -> None:

@@ -13,7 +13,7 @@ from tests.simulator.batch import processes
 def main() -> int:
     """Hunt all bugs, or one; return 1 if some bug was not found."""
     parser = argparse.ArgumentParser(prog="python -m tests.planted", description=__doc__)
-    parser.add_argument("--bug", choices=[bug.name for bug in BUGS], help="only this one, with the schedule that shows it")
+    parser.add_argument("--bug", choices=[bug.name for bug in BUGS], help="only this one, with its trace")
     parser.add_argument("--bound", type=int, default=60_000, help="how many schedules to try")
     parser.add_argument("--jobs", type=int, default=2, help="how many processes")
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ TOKEN_IN_TIMELINE = 0xFFFFFFFF
 def _lease_from_the_reply(soil: Soil) -> None:
     renew = p._renew
 
-    def renewed(contest: p.Contest, event: p.Renewed, now: float, timing: Timing) -> p.Outcome:
+    def renewed(contest: p.Contest, _event: p.Renewed, now: float, timing: Timing) -> p.Outcome:
         return renew(contest, p.Renewed(now), now, timing)
 
     for phase in (P.LEADING, P.STOPPING):
@@ -67,9 +67,7 @@ def _resumed_after_a_lost_session(soil: Soil) -> None:
 def _owed(
     soil: Soil, *, no_row: float = 1.0, instance: bool = True, count: bool = True, seen: bool = True, rate: bool = True
 ) -> None:
-    def owed_until(
-        before: p.Predecessor | None, sighting: p.Sighting | None, now: float, timing: Timing
-    ) -> float:
+    def owed_until(before: p.Predecessor | None, sighting: p.Sighting | None, now: float, timing: Timing) -> float:
         wait = wait_for if rate else lambda duration: duration
         if before is None:
             return now + no_row * wait(timing.lease)
@@ -77,9 +75,9 @@ def _owed(
             return now + wait(max(before.owed, timing.lease))
         if before.stopped:
             return now
-        if seen and sighting is not None and sighting.token == before.token:
-            if not count or sighting.heartbeats == before.heartbeats:
-                return sighting.first_seen_at + wait(before.owed)
+        known = seen and sighting is not None and sighting.token == before.token
+        if known and sighting is not None and (not count or sighting.heartbeats == before.heartbeats):
+            return sighting.first_seen_at + wait(before.owed)
         return now + wait(before.owed)
 
     soil.attribute(p, "_owed_until", owed_until)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +14,10 @@ from tests.planted.hunting import Hunt, hunt
 from tests.planted.patching import Bug, planted
 from tests.simulator.batch import processes
 from tests.simulator.server import LockServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 BOUND = 60_000
 

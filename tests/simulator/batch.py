@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from random import Random
+from typing import TYPE_CHECKING
 
 from celery_highlander.errors import ProtocolError
 from tests.simulator.cluster import Cluster
 from tests.simulator.plan import PROFILES, draw, profile_of
-from tests.simulator.referee import Referee, Violation
+from tests.simulator.referee import InvariantError, Referee
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def run_one(seed: int, profile: str | None = None, *, tracing: bool = False, eff
     """Run a schedule; its trace is the referee's.
 
     Raises:
-        Violation: an invariant does not hold.
+        InvariantError: an invariant does not hold.
         ProtocolError: an event met a contest that has no move for it.
     """
     random = Random(seed)
@@ -55,7 +58,7 @@ def failure_of(seed: int, profile: str | None = None, *, effects_only: bool = Fa
     """Run a schedule; if it goes wrong, run it again for its trace and return that."""
     try:
         run_one(seed, profile, effects_only=effects_only)
-    except (Violation, ProtocolError, LookupError, TypeError, ValueError) as error:
+    except (InvariantError, ProtocolError, LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
     else:
         return None
@@ -64,7 +67,7 @@ def failure_of(seed: int, profile: str | None = None, *, effects_only: bool = Fa
     profile = profile or profile_of(seed)
     try:
         Cluster(draw(PROFILES[profile], random), random, referee).run()
-    except (Violation, ProtocolError, LookupError, TypeError, ValueError):
+    except (InvariantError, ProtocolError, LookupError, TypeError, ValueError):
         return Failure(profile, seed, what, tuple(referee.trace))
     return Failure(profile, seed, f"{what} (not with a trace: the schedule is not deterministic)")
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
 from tests.simulator.machine import Machine
 from tests.simulator.network import Link, Network
-from tests.simulator.plan import Fault, Plan
-from tests.simulator.referee import Referee
 from tests.simulator.server import TOKENS_PER_TIMELINE, LockServer, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from tests.simulator.plan import Fault, Plan
+    from tests.simulator.referee import Referee
 
 SETTLE_STEP = 0.25
 """Virtual seconds between two looks at whether the cluster has settled."""
@@ -61,7 +64,7 @@ class Cluster:
         """Run until the cluster has settled after the last fault.
 
         Raises:
-            Violation: an invariant does not hold.
+            InvariantError: an invariant does not hold.
             ProtocolError: an event met a contest that has no move for it.
         """
         queue = self._queue
@@ -127,7 +130,7 @@ class Cluster:
             for machine in self.machines:
                 if machine.works:
                     return machine
-            holders = {session for session in self.server.locks.values()}
+            holders = set(self.server.locks.values())
             for session, link in self.network.links.items():
                 if session in holders:
                     return link.machine
@@ -176,7 +179,7 @@ class Cluster:
                 self.network.hear_of_end(link)
         self.at(self._busy(duration), machine.boot, machine.incarnation)
 
-    def _strike_work_dies(self, machine: Machine, duration: float) -> None:
+    def _strike_work_dies(self, machine: Machine, _duration: float) -> None:
         if not machine.paused:
             for work in list(machine.works.values()):
                 machine.die(work, "failed")
@@ -186,10 +189,10 @@ class Cluster:
             machine.pause()
             self.at(self._busy(duration * 1.5), machine.resume)
 
-    def _strike_restart(self, machine: Machine, duration: float) -> None:
+    def _strike_restart(self, _machine: Machine, duration: float) -> None:
         self._server_down(duration * 0.3)
 
-    def _strike_failover(self, machine: Machine, duration: float) -> None:
+    def _strike_failover(self, _machine: Machine, duration: float) -> None:
         lost = self.server.lose_writes(self.random.choice((0, 1, 2, 3, 5, 10)))
         self.note("server: a replica takes over; {} writes are lost", lost)
         self._server_down(duration * 0.3)
@@ -214,18 +217,18 @@ class Cluster:
             for name in self.plan.profile.names:
                 machine.feed(n.To(name, withdraw))
 
-    def _strike_campaign(self, machine: Machine, duration: float) -> None:
+    def _strike_campaign(self, machine: Machine, _duration: float) -> None:
         if machine.up:
             for name in self.plan.profile.names:
                 machine.feed(n.To(name, p.Campaign()))
 
-    def _strike_lock_lost(self, machine: Machine, duration: float) -> None:
+    def _strike_lock_lost(self, machine: Machine, _duration: float) -> None:
         for name, session in list(self.server.locks.items()):
             link: Link | None = self.network.links.get(session)
             if link is not None and link.machine is machine:
                 del self.server.locks[name]
 
-    def _strike_row_locked(self, machine: Machine, duration: float) -> None:
+    def _strike_row_locked(self, _machine: Machine, duration: float) -> None:
         self.server.locked_rows.update(self.plan.profile.names)
         self.at(self._busy(duration), self.server.locked_rows.clear)
 

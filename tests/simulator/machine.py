@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
+from tests.simulator.leases import Leases
 from tests.simulator.server import Statement
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Machine:
         self.slow_until = 0.0
         self.patient = False
         self._backlog: list[tuple[n.NodeEvent, Link | None, n.NodeEffect | None, float]] = []
-        self._confirmed: dict[str, tuple[int, float]] = {}  # name -> token, when its lease really ends
+        self.leases = Leases(plan.timing.lease)
         self._lease_cell: float | None = None
         self._guard_at = float("inf")
         self._tick_at = float("inf")
@@ -132,12 +133,12 @@ class Machine:
             if link.machine_incarnation != self.incarnation or link.number != self.node.session:
                 return  # an answer of an earlier session
             if isinstance(event, (n.Connected, n.ConnectFailed, n.Disconnected)):
-                if link.closed or link.reported == type(event):
+                if link.closed or link.reported is type(event):
                     return
                 link.reported = type(event)
                 if not isinstance(event, n.Connected):
                     self._hang_up(link, str(event))
-            self._confirm(event, statement)
+            self.leases.confirm(event, statement)
         self._deliver(event, clock)
         late = link is not None and statement is not None and clock >= sent_at + self.timing.heartbeat_timeout
         if late and link is not None and self.node.connected and self.node.session == link.number:
@@ -199,24 +200,10 @@ class Machine:
         for name, contest in self.node.contests.items():
             term = contest.term
             if contest.phase is p.Phase.LEADING and term is not None:
-                token, lease_deadline = self._confirmed[name]
-                if token != term.token or term.lease_deadline > lease_deadline + 1e-6:
+                if term.lease_deadline > self.leases.end_of(name, term.token) + 1e-6:
                     self.cluster.referee.suspected(f"node {self.number} believes in a lease that nobody confirmed")
                 if clock >= self.timing.act_deadline(term.lease_deadline):
                     self.cluster.referee.suspected(f"node {self.number} leads on when it has to begin to stop")
-
-    def _confirm(self, event: n.NodeEvent, statement: n.NodeEffect | None) -> None:
-        """Keep the books of what a lease is really worth: the instant before sending, plus the lease."""
-        lease = self.timing.lease
-        if isinstance(event, n.TermsBegun):
-            for name, outcome in event.outcomes.items():
-                if isinstance(outcome, p.Begun):
-                    self._confirmed[name] = (outcome.token, outcome.sent_at + lease)
-        elif isinstance(event, n.HeartbeatAnswered) and isinstance(statement, n.Heartbeat):
-            for name, token in statement.terms.items():
-                known, lease_deadline = self._confirmed[name]
-                if known == token:
-                    self._confirmed[name] = (token, max(lease_deadline, event.sent_at + lease))
 
     # -- effects -------------------------------------------------------------------------------------------------------
 
@@ -288,8 +275,7 @@ class Machine:
         self.cluster.referee.died(work.name, self.number, work.token, self.clock(), self.true_deadline(work))
 
     def true_deadline(self, work: Work) -> float:
-        token, lease_deadline = self._confirmed[work.name]
-        return lease_deadline if token == work.token else float("-inf")
+        return self.leases.end_of(work.name, work.token)
 
     # -- the guard -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ from celery_highlander.election.placement import Member
 from tests.simulator.server import Row, Session, Statement
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.simulator.cluster import Cluster
     from tests.simulator.machine import Machine
 
@@ -170,12 +171,15 @@ class Network:
         cluster = self.cluster
         if cluster.now < link.busy_until:
             cluster.at(link.busy_until, self._arrive, link, statement, sent_at)
-        elif self.stalls and isinstance(statement, n.Poll) and not cluster.quiet and cluster.random.random() < self.stalls:
+        elif isinstance(statement, n.Poll) and self._stalls():
             link.busy_until = cluster.now + cluster.random.random() * 0.15 * link.machine.timing.lease
             snapshot = dict(cluster.server.rows)
             cluster.at(link.busy_until, self._execute, link, statement, sent_at, snapshot)
         else:
             self._execute(link, statement, sent_at)
+
+    def _stalls(self) -> bool:
+        return self.stalls > 0.0 and not self.cluster.quiet and self.cluster.random.random() < self.stalls
 
     def _execute(
         self, link: Link, statement: Statement, sent_at: float, snapshot: Mapping[str, Row] | None = None

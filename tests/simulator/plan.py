@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
+from typing import TYPE_CHECKING
 
 from celery_highlander.election.lease import Timing
+
+if TYPE_CHECKING:
+    from random import Random
 
 KINDS = (
     "terminate",  # the server ends the session of a node; the node notices later, or never
@@ -80,9 +83,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "pauses": Profile((("pause", 6), ("slow", 2), ("terminate", 4), ("cut", 2), ("withdraw", 1))),
     # A long lease makes a millisecond in a second worth something.
-    "clocks": Profile(
-        (("pause", 1), ("terminate", 1)), faults=(2, 3), guarded=1.0, leases=(60.0,), clock_error=9e-4
-    ),
+    "clocks": Profile((("pause", 1), ("terminate", 1)), faults=(2, 3), guarded=1.0, leases=(60.0,), clock_error=9e-4),
     "stalls": Profile((("pause", 1), ("terminate", 1)), faults=(2, 4), guarded=1.0, stalls=0.7),
     "step-downs": Profile((("withdraw", 6), ("campaign", 3), ("work-dies", 2), ("terminate", 2), ("slow", 1))),
     "several": Profile(_EVERYTHING, names=("beat", "ledger", "feed"), faults=(1, 3)),
@@ -94,10 +95,14 @@ PROFILES: dict[str, Profile] = {
         stalls=0.0,
         calm=True,
     ),
-    "faultless": Profile((("withdraw", 1),), faults=(0, 1), fresh=0.2, losses=0.0, stalls=0.0, names=("beat", "ledger")),
+    "faultless": Profile(
+        (("withdraw", 1),), faults=(0, 1), fresh=0.2, losses=0.0, stalls=0.0, names=("beat", "ledger")
+    ),
 }
 
-_SHARES = ("everything",) * 6 + ("sessions",) * 4 + ("leases",) * 3 + ("failovers",) * 3 + ("pauses",) * 3
+_SHARES: tuple[str, ...] = (
+    ("everything",) * 6 + ("sessions",) * 4 + ("leases",) * 3 + ("failovers",) * 3 + ("pauses",) * 3
+)
 _SHARES += ("step-downs",) * 2 + ("calm",) * 2 + ("clocks", "stalls", "several")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Violation(AssertionError):
+class InvariantError(AssertionError):
     """An invariant does not hold."""
 
 
@@ -27,7 +27,7 @@ class Referee:
     def violated(self, what: str) -> None:
         """Stop the schedule."""
         self.note(f"VIOLATION: {what}")
-        raise Violation(what)
+        raise InvariantError(what)
 
     def suspected(self, what: str) -> None:
         """A node believes what it must not, though nothing may come of it; stop, unless only effects count."""

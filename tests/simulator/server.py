@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
-from celery_highlander.election.placement import Member
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from celery_highlander.election.placement import Member
     from tests.simulator.referee import Referee
 
 Statement = n.Poll | n.Unlock | n.Begin | n.Heartbeat | n.ReleaseLock | n.LeaveMarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import inf
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ class Bench:
         self.now = START
         self.node = n.Node(names or ("beat",), TIMING, lambda: 0.0, "me", priority, unmarked)
         self.effects: list[n.NodeEffect] = []
+        self.heartbeats: list[float] = []
+        self.polls: list[tuple[float, n.Poll]] = []
 
     def feed(self, event: n.NodeEvent, after: float = 0.0) -> Bench:
         self.now += after
@@ -58,6 +61,25 @@ class Bench:
         assert due < inf
         self.now = max(self.now, due)
         return self.feed(p.Tick())
+
+    def live_until(self, *kinds: type, until: float = inf, members: tuple[Member, ...] = ()) -> Bench:
+        """Answer every heartbeat and every poll at once, until the node asks for one of `kinds`, or `until`."""
+        while self.now < until and not any(isinstance(effect, kinds) for effect in self.effects):
+            asked, later = self.effects, []
+            for effect in asked:
+                self.effects = []
+                if isinstance(effect, n.Heartbeat):
+                    self.heartbeats.append(self.now)
+                    self.feed(n.HeartbeatAnswered(self.now))
+                elif isinstance(effect, n.Poll):
+                    self.polls.append((self.now, effect))
+                    rows = tuple(n.PollRow(name, False, 7, 4) for name in effect.names)
+                    self.feed(n.Polled(rows, {}, members if effect.members else None))
+                later += self.effects
+            self.effects = later
+            if not later:
+                self.tick()
+        return self
 
     def one(self, kind: type[E]) -> E:
         (found,) = [effect for effect in self.effects if isinstance(effect, kind)]
@@ -116,8 +138,8 @@ def test_a_notification_makes_a_standby_look_at_once() -> None:
 
 def test_a_heartbeat_is_sent_one_interval_after_the_sending_of_the_last_one() -> None:
     bench = Bench().lead()
-    bench.feed(n.HeartbeatAnswered(START), 0.4).tick()
-    assert bench.asked(n.Heartbeat)
+    bench.feed(n.HeartbeatAnswered(START), 0.4)
+    bench.live_until(n.Heartbeat)
     assert bench.now == START + TIMING.heartbeat_interval
 
 
@@ -173,9 +195,7 @@ def test_a_step_down_releases_only_after_the_work_is_dead() -> None:
 
 def test_work_that_drains_for_too_long_is_killed() -> None:
     bench = Bench().lead().feed(n.HeartbeatAnswered(START)).tell(p.Withdraw("asked"))
-    while not bench.asked(n.Kill):
-        if bench.tick().asked(n.Heartbeat):
-            bench.feed(n.HeartbeatAnswered(bench.now))
+    bench.live_until(n.Kill)
     assert bench.now == START + TIMING.drain_timeout
 
 
@@ -230,21 +250,16 @@ def test_a_node_is_not_due_to_poll_while_a_term_is_being_recorded() -> None:
 
 def test_a_resting_node_keeps_its_session_alive() -> None:
     bench = Bench().connect().poll_answered().tell(p.Withdraw("asked", rest=60.0))
-    silent_since = bench.now
-    while bench.now < START + 30:
-        bench.tick()
-        if bench.asked(n.Heartbeat):
-            assert bench.one(n.Heartbeat) == n.Heartbeat({}, frozenset())
-            assert bench.now - silent_since < TIMING.lease / 2
-            silent_since = bench.now
-            bench.feed(n.HeartbeatAnswered(bench.now))
-    assert silent_since > START + 28
+    bench.live_until(until=START + 30)
+    spoken = [START, *bench.heartbeats, START + 30]
+    assert max(later - sooner for sooner, later in pairwise(spoken)) < TIMING.lease / 2
+    bench.live_until(until=START + 70)
+    assert bench.polls[-1][1].trying == {"beat"}
 
 
 def test_a_withdrawn_node_keeps_its_session_alive() -> None:
     bench = Bench().connect().poll_answered().tell(p.Withdraw("asked"))
-    while not bench.asked(n.Heartbeat):
-        bench.tick()
+    bench.live_until(n.Heartbeat)
     assert bench.now < START + TIMING.lease / 2
 
 
@@ -262,28 +277,16 @@ def test_locks_beyond_the_share_are_given_back() -> None:
 
 def test_what_nobody_leads_is_taken_beyond_the_share() -> None:
     bench = Bench("a", "b").connect().poll_answered("a", members=PAIR).begun()
-    while not (bench.asked(n.Poll) and "b" in bench.one(n.Poll).trying):
-        if bench.asked(n.Heartbeat):
-            bench.feed(n.HeartbeatAnswered(bench.now))
-        elif bench.asked(n.Poll):
-            bench.poll_answered(members=PAIR if bench.one(n.Poll).members else None)
-        else:
-            bench.tick()
-    assert bench.now - START > TIMING.heartbeat_interval + TIMING.heartbeat_timeout
+    bench.live_until(until=START + 8, members=PAIR)
+    tried = [at - START for at, poll in bench.polls if "b" in poll.trying]
+    patience = TIMING.heartbeat_interval + TIMING.heartbeat_timeout
+    assert patience < tried[0] < 2 * patience
 
 
 def test_a_surplus_is_given_away_when_another_node_has_been_there_for_a_while() -> None:
     bench = Bench("a", "b").lead()
-    looks = 0
-    while not bench.asked(n.Stop):
-        if bench.asked(n.Heartbeat):
-            bench.feed(n.HeartbeatAnswered(bench.now))
-        elif bench.asked(n.Poll):
-            looks += 1
-            bench.poll_answered(members=PAIR)
-        else:
-            bench.tick()
-    assert looks == 1 + n.STEADY_INTERVALS
+    bench.live_until(n.Stop, members=PAIR)
+    assert sum(1 for _, poll in bench.polls if poll.members) == 1 + n.STEADY_INTERVALS
     assert bench.one(n.Stop).reason == "spread over the nodes"
 
 

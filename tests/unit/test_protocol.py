@@ -32,7 +32,7 @@ CONTESTS = {
 LATE = NOW + 3.6  # past the instant at which a leader without a renewal has to begin to stop
 
 # (phase, event, when, the phase afterwards, the kinds of its effects)
-ROWS = [
+ROWS: list[tuple[P, p.Event, float, P, tuple[type, ...]]] = [
     (P.STANDBY, p.Campaign(), NOW, P.STANDBY, ()),
     (P.STANDBY, p.Withdraw("asked"), NOW, P.STANDBY, ()),
     (P.STANDBY, p.Sighted(7, 4), NOW, P.STANDBY, ()),
@@ -85,9 +85,7 @@ ROWS = [
     (P.RELEASING, p.Tick(), NOW, P.RELEASING, ()),
 ]
 SAMPLES: dict[type, p.Event] = {type(event): event for _, event, _, _, _ in ROWS}
-ILLEGAL = [
-    (phase, event) for phase in P for event in get_args(p.Event) if (phase, event) not in p.TRANSITIONS
-]
+ILLEGAL = [(phase, event) for phase in P for event in get_args(p.Event) if (phase, event) not in p.TRANSITIONS]
 
 
 def step(contest: p.Contest, event: p.Event, now: float = NOW) -> p.Outcome:

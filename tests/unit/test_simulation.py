@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -17,6 +16,10 @@ from celery_highlander.election.lease import Timing
 from celery_highlander.errors import ProtocolError
 from tests.simulator.batch import failure_of, processes, run_batches, run_one, split
 from tests.simulator.plan import PROFILES, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import ProcessPoolExecutor
 
 SCHEDULES = int(os.environ.get("HIGHLANDER_SCHEDULES", "100000"))
 JOBS = os.cpu_count() or 1
@@ -157,7 +160,7 @@ class AnyContest(RuleBasedStateMachine):
         same_instance=st.booleans(),
         known=st.booleans(),
     )
-    def begun(self, late: float, owed: float, stopped: bool, same_instance: bool, known: bool) -> None:  # noqa: FBT001
+    def begun(self, late: float, owed: float, stopped: bool, same_instance: bool, known: bool) -> None:
         before = p.Predecessor(self.token, 1, owed, stopped, same_instance) if known else None
         self.token += 1
         self.feed(p.Begun(self.token, self.now - late, before))

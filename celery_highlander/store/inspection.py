@@ -1,0 +1,153 @@
+"""What a role finds in a database: facts for `celery -A proj highlander doctor`; judges nothing, changes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+
+from celery_highlander.errors import DatabaseUnavailableError, LockSessionError, SchemaError
+from celery_highlander.store import migrations
+from celery_highlander.store.connecting import (
+    Target,
+    check_server,
+    guard_session,
+    open_connection,
+    plain,
+    without_password,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from celery_highlander.election.lease import Timing
+    from celery_highlander.store.connecting import Server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What was found; an error stands where a fact could not be had because of it.
+
+    Attributes:
+        role, database: who asked, and where.
+        version: of the server, as it tells it itself.
+        server: of a server that may hold session locks, or why it may not.
+        tables: their version, or why it cannot be told.
+        missing_rights: what the role may not do with the tables; None where there are none.
+        may_create: whether the role may create the tables.
+        session: None if the session settings of a lock session can be made, or why not.
+        clock_ahead: seconds that the server's clock is ahead of this machine's, give or take half a round trip.
+        round_trip: seconds from a statement to its answer.
+        connections: how many are open; `max_connections`: how many may be, without the reserved ones.
+    """
+
+    role: str
+    database: str
+    version: str
+    server: Server | LockSessionError
+    tables: int | SchemaError
+    missing_rights: list[str] | None
+    may_create: bool
+    session: str | None
+    clock_ahead: float
+    round_trip: float
+    connections: int
+    max_connections: int
+
+
+def inspect(target: Target, schema: str, timing: Timing) -> Inspection:
+    """Look around in the database of `target`.
+
+    Raises:
+        DatabaseUnavailableError: it cannot be reached.
+        ConfigurationError: the URL or the driver's arguments cannot work.
+        PoolerError: a pooler refuses the connection altogether.
+    """
+    connection = open_connection(target, "highlander-doctor", timing)
+    try:
+        return _inspect(connection, target, schema, timing)
+    except DBAPIError as error:
+        raise DatabaseUnavailableError(
+            f"the database did not answer: {without_password(str(error.orig), target)}"
+        ) from None
+    finally:
+        connection.close()
+
+
+def _inspect(connection: Connection, target: Target, schema: str, timing: Timing) -> Inspection:
+    role, database, version = _row(connection, "select current_user, current_database(), version()")
+    clock_ahead, round_trip = _compare_clocks(connection)
+    tables: int | SchemaError
+    try:
+        tables = migrations.version_of(connection, schema)
+    except SchemaError as error:
+        tables = error
+    server: Server | LockSessionError
+    try:
+        server = check_server(connection)
+    except LockSessionError as error:
+        server = error
+    connections, maximum = _row(
+        connection,
+        "select count(*), current_setting('max_connections')::int "
+        "- current_setting('superuser_reserved_connections')::int from pg_stat_activity "
+        "where backend_type = 'client backend'",
+    )
+    return Inspection(
+        role=role,
+        database=database,
+        version=" ".join(version.split()[:2]),
+        server=server,
+        tables=tables,
+        missing_rights=_missing_rights(connection, schema, tables),
+        may_create=_may_create(connection, schema),
+        session=None if isinstance(server, LockSessionError) else _try_session(connection, target, timing),
+        clock_ahead=clock_ahead,
+        round_trip=round_trip,
+        connections=connections,
+        max_connections=maximum,
+    )
+
+
+def _row(connection: Connection, sql: str, **values: object) -> Any:
+    return connection.execute(text(sql), values).one()
+
+
+def _compare_clocks(connection: Connection) -> tuple[float, float]:
+    """Return the server's lead over this machine's clock, and the time that asking took."""
+    before, started = time.time(), time.monotonic()
+    (theirs,) = _row(connection, "select extract(epoch from clock_timestamp())::float8")
+    took = time.monotonic() - started
+    return theirs - (before + took / 2), took
+
+
+def _missing_rights(connection: Connection, schema: str, tables: int | SchemaError) -> list[str] | None:
+    if isinstance(tables, SchemaError) or not tables:
+        return None
+    return migrations.missing_rights(connection, schema)
+
+
+def _may_create(connection: Connection, schema: str) -> bool:
+    """Whether the role may create tables in the schema, or the schema itself."""
+    (allowed,) = _row(
+        connection,
+        """select case
+            when place.name is null then has_database_privilege(current_database(), 'create') and :schema <> ''
+            else has_schema_privilege(place.name, 'create') end
+        from (select case when :schema = '' then current_schema()
+            else (select nspname from pg_namespace where nspname = :schema) end::text as name) as place""",
+        schema=schema,
+    )
+    return bool(allowed)
+
+
+def _try_session(connection: Connection, target: Target, timing: Timing) -> str | None:
+    """Make the settings of a lock session, on a connection that is closed afterwards."""
+    try:
+        guard_session(connection, timing)
+    except (DBAPIError, InvalidRequestError) as error:
+        return plain(error, target)
+    return None

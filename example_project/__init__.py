@@ -1,0 +1,1 @@
+"""A small shop that uses celery-highlander, and a demonstration of what happens to it when things break."""

@@ -1,0 +1,143 @@
+"""Plays the scenes and measures each of them, from what the shop's own work wrote into its journals."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from example_project.demo.scenes import SLACK, Scene, scenes
+from example_project.demo.stage import WORKERS, Stage
+from example_project.demo.watched import PROCESS, QUEUE
+from tests.arena.journal import now_ns
+from tests.arena.waiting import WaitedInVainError, wait_until
+
+if TYPE_CHECKING:
+    from tests.arena.cluster import Worker
+
+SINGLETONS = (PROCESS, QUEUE)
+_BILLION = 1e9
+_SETTLE = 1.0  # seconds between two scenes, for the reader's eye
+
+
+class Screen(Protocol):
+    """Where the demonstration is shown."""
+
+    def headline(self, text: str) -> None:
+        """Begin a scene."""
+
+    def say(self, text: str) -> None:
+        """Say one sentence."""
+
+    def result(self, result: Result) -> None:
+        """Show what a scene came to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was measured in one scene; durations are seconds, None where nobody took over."""
+
+    title: str
+    takeover: float | None
+    next_payment: float | None
+    at_once: int
+    sent: int
+    lost: int
+    bound: float
+    may_lose: bool
+
+    @property
+    def broken(self) -> list[str]:
+        """The promises that were broken."""
+        found = []
+        if self.at_once > 1:
+            found.append(f"{self.at_once} were at work at once")
+        for what, duration, bound in (
+            ("process", self.takeover, self.bound),
+            ("queue", self.next_payment, self.bound + SLACK),
+        ):
+            if duration is None or duration > bound:
+                took = "never came" if duration is None else f"took {duration:.1f} s"
+                found.append(f"takeover of the {what} {took}, bound {bound:.1f} s")
+        if self.lost and not self.may_lose:
+            found.append(f"{self.lost} payments lost")
+        return found
+
+
+def play(stage: Stage, screen: Screen) -> list[Result]:
+    """Play everything; return one result for each scene."""
+    lease = stage.timing["highlander_lease_duration"]
+    screen.headline(f"Start {WORKERS} workers, all alike: celery -A example_project.shop worker -X highlander")
+    screen.say(f"In an empty database nobody can know who led before, so the first leader waits one lease, {lease:g} s.")
+    for _ in range(WORKERS):
+        stage.start_worker()
+    stage.await_nodes()
+    stage.start_paying()
+    stage.leader()
+    wait_until(lambda: stage.tally.of(QUEUE).ended, 30, "the first payment")
+    screen.say(f"{stage.leader().name} leads: it alone enters the payments, and beside it the one price feed runs.")
+    results = []
+    for number, scene in enumerate(scenes(stage.timing), 1):
+        time.sleep(_SETTLE)
+        results.append(_play(stage, screen, number, scene))
+        screen.result(results[-1])
+    stage.stop_paying()
+    return results
+
+
+def _play(stage: Stage, screen: Screen, number: int, scene: Scene) -> Result:
+    leader = stage.leader()
+    sent_before = stage.sent
+    lost_before = set(stage.unpaid(sent_before))
+    screen.headline(f"{number}. {scene.doing.format(leader=leader.name)}")
+    screen.say(scene.why)
+    tokens = {name: stage.tally.of(name).token for name in SINGLETONS}
+    broken_at = now_ns()
+    scene.breaks(stage, leader)
+    durations = {name: _takeover(stage, name, tokens[name], broken_at, scene.bound) for name in SINGLETONS}
+    screen.say(scene.mends(stage, leader))
+    successor = stage.leader()
+    while len(stage.workers) < WORKERS:
+        stage.start_worker()
+    stage.await_nodes()
+    sent = stage.sent
+    lost = set(_await_payments(stage, sent)) - {payment for payment in lost_before if payment < sent_before - 50}
+    referee = stage.cluster.referee()
+    at_once = max(referee.max_concurrency(name) for name in SINGLETONS)
+    screen.say(f"{successor.name} leads now. {_others(stage, successor)}")
+    return Result(
+        title=scene.title,
+        takeover=durations[PROCESS],
+        next_payment=durations[QUEUE],
+        at_once=at_once,
+        sent=sent - sent_before,
+        lost=len(lost),
+        bound=scene.bound,
+        may_lose=not stage.has_redis,
+    )
+
+
+def _takeover(stage: Stage, singleton: str, token: int, since: int, bound: float) -> float | None:
+    """Wait for the first line of a later term; return the seconds since the fault."""
+    try:
+        seen = wait_until(
+            lambda: found if (found := stage.tally.of(singleton)).token > token else None, bound + 10, "a takeover"
+        )
+    except WaitedInVainError:
+        return None
+    return (seen.first - since) / _BILLION
+
+
+def _await_payments(stage: Stage, until: int) -> list[int]:
+    """Give the payments before number `until` time to be entered; return those that were not."""
+    limit = 12.0 if stage.has_redis else 3.0  # with files, what was in flight at a kill -9 is gone for good
+    try:
+        wait_until(lambda: not stage.unpaid(until), limit, "the payments")
+    except WaitedInVainError:
+        pass
+    return stage.unpaid(until)
+
+
+def _others(stage: Stage, leader: Worker) -> str:
+    standbys = [worker.name for worker in stage.workers if worker is not leader]
+    return f"Standing by: {', '.join(standbys)}."
