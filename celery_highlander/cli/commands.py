@@ -2,14 +2,136 @@
 
 from __future__ import annotations
 
-import click
-from celery.bin.base import CeleryCommand
+import contextlib
+from typing import TYPE_CHECKING
 
+import click
+
+from celery_highlander.cli import output
+from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError, HighlanderError
 from celery_highlander.worker import auto
+from celery_highlander.worker.highlander import Highlander
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 auto.enable()
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
-@click.group(name="highlander", help="Who leads what, and whether it can work: `celery -A proj highlander status`.")
+
+@click.group(
+    name="highlander",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: celery -A proj highlander status",
+)
 def highlander() -> None:
-    """The group itself does nothing."""
+    """Who leads what, and whether it can work.
+
+    All commands ask the database alone: they work while workers and broker are down.
+    """
+
+
+@highlander.command(epilog="Example: celery -A proj highlander status --json | jq '.singletons[] | {name, leader}'")
+@_JSON
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Show for each singleton who leads it, since when, and who stands by.
+
+    A role that may only read the tables is enough. Fit for probes; the exit code is 0 if every singleton is led, 1 if
+    one is led by nobody, 69 if the database cannot be reached, 78 if settings, rights or tables are not in order.
+    """
+    from celery_highlander.cli import status as command  # noqa: PLC0415  # only what is asked for
+
+    with _told(ctx, as_json=as_json):
+        plugin = _plugin(ctx)
+        namespace, found = plugin.settings().namespace, plugin.status()
+        if as_json:
+            output.write_json(command.as_json(namespace, found))
+        else:
+            command.write(namespace, found)
+        ctx.exit(command.exit_code(found))
+
+
+@highlander.command(epilog="Example: celery -A proj highlander doctor")
+@_JSON
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Check settings, server and rights, and say what to do about what is wrong.
+
+    Changes nothing. The exit code is 1 if a check found an error, 0 otherwise.
+    """
+    from celery_highlander.cli import doctor as command  # noqa: PLC0415  # only what is asked for
+
+    with _told(ctx, as_json=as_json):
+        findings = command.examine(_plugin(ctx))
+        if as_json:
+            output.write_json(command.as_json(findings))
+        else:
+            command.write(findings)
+        ctx.exit(command.exit_code(findings))
+
+
+@highlander.command(epilog="Example: celery -A proj highlander migrate --sql | psql --username=owner shop")
+@click.option("--sql", "only_sql", is_flag=True, help="Print the SQL instead, for a role that may run it.")
+@_JSON
+@click.pass_context
+def migrate(ctx: click.Context, only_sql: bool, as_json: bool) -> None:
+    """Create the tables, or bring them to the version of this release.
+
+    Workers do so by themselves at their start, where their role may create tables and highlander_migrate is not False.
+    Doing it twice, or from several places at once, is harmless.
+    """
+    from celery_highlander.cli import migrate as command  # noqa: PLC0415  # only what is asked for
+
+    with _told(ctx, as_json=as_json):
+        plugin = _plugin(ctx)
+        settings = plugin.settings()
+        target = plugin.target(settings)
+        if only_sql:
+            script = command.sql(target, settings.schema)
+            if as_json:
+                output.write_json({"sql": script})
+            else:
+                click.echo(script, nl=False)
+            return
+        done = command.run(target, settings.schema)
+        if as_json:
+            output.write_json(done)
+        else:
+            command.write(done)
+
+
+def _plugin(ctx: click.Context) -> Highlander:
+    """Return the app's plugin, installed now if a setting alone asks for it, with all that the app declares."""
+    app = ctx.obj.app
+    try:
+        app.loader.import_default_modules()
+        wanted = auto.is_wanted(app)
+    except Exception as error:  # noqa: BLE001  # whatever the user's modules raise
+        raise ConfigurationError(
+            f"the application cannot be loaded: {type(error).__name__}: {error}",
+            "Its modules are imported to find the singletons that they declare; `celery -A proj report` shows more.",
+        ) from None
+    plugin = Highlander.of(app)
+    if plugin is None and not wanted:
+        raise ConfigurationError(
+            f"celery-highlander is not set up in the app {app.main or 'that was loaded'!r}.",
+            "Set highlander_url (app.conf.highlander_url = 'postgresql+psycopg2://app@db/shop'), and name the app with "
+            "`celery -A proj …`.",
+        )
+    return plugin or Highlander(app)
+
+
+@contextlib.contextmanager
+def _told(ctx: click.Context, *, as_json: bool) -> Iterator[None]:
+    """Tell an error in a sentence or two, and exit with its code."""
+    try:
+        yield
+    except HighlanderError as error:
+        if as_json:
+            output.write_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        else:
+            output.complain(error.message, error.hint)
+        unavailable = isinstance(error, DatabaseUnavailableError)
+        ctx.exit(output.EX_UNAVAILABLE if unavailable else output.EX_CONFIG)

@@ -1,4 +1,4 @@
-"""How the commands speak: tables with rich where it is installed, plain text where it is not, JSON where it is asked for."""
+"""How the commands speak: tables with rich where it is installed, plain text where not, JSON where it is asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 EX_OK = 0
 EX_PROBLEM = 1
 EX_UNAVAILABLE = 69  # sysexits.h: a service is unavailable
-EX_NOPERM = 77  # sysexits.h: permission denied
 EX_CONFIG = 78  # sysexits.h: configuration error
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}

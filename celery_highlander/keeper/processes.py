@@ -155,6 +155,7 @@ class SingletonProcess:
         if self.channel is not None:
             self.channel.close()
         self.victim = self.channel = None
+        self.restart_at = inf
         if now - self.started_at >= STEADY_AFTER:
             self.quick_ends = 0
         if not self.stopping and self.quick_ends < len(RESTART_DELAYS):

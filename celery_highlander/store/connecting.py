@@ -207,6 +207,11 @@ def _unavailable(where: str, message: str) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(f"cannot connect to {where}: {message}", hint or "Is the server up, and reachable?")
 
 
+def unanswered(error: DBAPIError, target: Target) -> DatabaseUnavailableError:
+    """Return what to raise for a statement that failed on an open connection."""
+    return DatabaseUnavailableError(f"the database did not answer: {without_password(str(error.orig), target)}")
+
+
 def check_server(connection: Connection) -> Server:
     """Return what is known of the server, after checking that a session lock means something there.
 

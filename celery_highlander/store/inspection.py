@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
-from celery_highlander.errors import DatabaseUnavailableError, LockSessionError, SchemaError
+from celery_highlander.errors import LockSessionError, SchemaError
 from celery_highlander.store import migrations
 from celery_highlander.store.connecting import (
     Target,
@@ -17,7 +17,7 @@ from celery_highlander.store.connecting import (
     guard_session,
     open_connection,
     plain,
-    without_password,
+    unanswered,
 )
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ def inspect(target: Target, schema: str, timing: Timing) -> Inspection:
     try:
         return _inspect(connection, target, schema, timing)
     except DBAPIError as error:
-        raise DatabaseUnavailableError(
-            f"the database did not answer: {without_password(str(error.orig), target)}"
-        ) from None
+        raise unanswered(error, target) from None
     finally:
         connection.close()
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from celery_highlander.errors import DatabaseUnavailableError, SchemaError, StandbyServerError
+from celery_highlander.errors import SchemaError, StandbyServerError
 from celery_highlander.store.connecting import (
     ANSWER_TIMEOUT,
     STANDBY_CURE,
     Target,
     open_connection,
+    unanswered,
     without_password,
 )
 from celery_highlander.store.migrations import prefix, version_of
@@ -99,11 +100,10 @@ def read(target: Target, namespace: str, schema: str, keys: Mapping[str, int]) -
     except DBAPIError as error:
         message = without_password(str(error.orig), target)
         if "permission denied" in message:
-            raise SchemaError(
-                f"the role may not read the tables: {message}",
-                f"grant select on {prefix(schema)}singleton, {prefix(schema)}term, {prefix(schema)}migration to <role>;",
-            ) from None
-        raise DatabaseUnavailableError(f"the database did not answer: {message}") from None
+            names = prefix(schema)
+            cure = f"grant select on {names}singleton, {names}term, {names}migration to <role>;"
+            raise SchemaError(f"the role may not read the tables: {message}.", cure) from None
+        raise unanswered(error, target) from None
     finally:
         connection.close()
 

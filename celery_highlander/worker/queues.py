@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
 from celery_highlander.clock import boot_time
@@ -123,7 +122,7 @@ class QueueWork:
         failed = request.on_failure
 
         def on_failure(exc_info: Any, **options: Any) -> object:
-            if id(request) not in self._killed:
+            if self._killed.pop(id(request), None) is None:
                 return failed(exc_info, **options)
             self._requeue(request)  # not a failure of the task: it was killed, and runs again
             return None
@@ -257,11 +256,7 @@ class Consumers:
                 _release_slot(worker)
                 return None
             work.let_through(request, term_of(work))
-            try:
-                return inner(request)
-            except TaskRevokedError:
-                work._forget(id(request))
-                raise
+            return inner(request)
 
         if worker.process_task == inner:
             worker.process_task = gated

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,18 +79,18 @@ def play(stage: Stage, screen: Screen) -> list[Result]:
     wait_until(lambda: stage.tally.of(QUEUE).ended, 30, "the first payment")
     screen.say(f"{stage.leader().name} leads: it alone enters the payments, and beside it the one price feed runs.")
     results = []
+    counted = 0
     for number, scene in enumerate(scenes(stage.timing), 1):
         time.sleep(_SETTLE)
-        results.append(_play(stage, screen, number, scene))
+        results.append(_play(stage, screen, number, scene, counted))
+        counted += results[-1].sent
         screen.result(results[-1])
     stage.stop_paying()
     return results
 
 
-def _play(stage: Stage, screen: Screen, number: int, scene: Scene) -> Result:
+def _play(stage: Stage, screen: Screen, number: int, scene: Scene, counted: int) -> Result:
     leader = stage.leader()
-    sent_before = stage.sent
-    lost_before = set(stage.unpaid(sent_before))
     screen.headline(f"{number}. {scene.doing.format(leader=leader.name)}")
     screen.say(scene.why)
     tokens = {name: stage.tally.of(name).token for name in SINGLETONS}
@@ -101,16 +103,14 @@ def _play(stage: Stage, screen: Screen, number: int, scene: Scene) -> Result:
         stage.start_worker()
     stage.await_nodes()
     sent = stage.sent
-    lost = set(_await_payments(stage, sent)) - {payment for payment in lost_before if payment < sent_before - 50}
-    referee = stage.cluster.referee()
-    at_once = max(referee.max_concurrency(name) for name in SINGLETONS)
+    lost = _await_payments(stage, counted, sent)
     screen.say(f"{successor.name} leads now. {_others(stage, successor)}")
     return Result(
         title=scene.title,
         takeover=durations[PROCESS],
         next_payment=durations[QUEUE],
-        at_once=at_once,
-        sent=sent - sent_before,
+        at_once=max(_at_once(stage, name, broken_at) for name in SINGLETONS),
+        sent=sent - counted,
         lost=len(lost),
         bound=scene.bound,
         may_lose=not stage.has_redis,
@@ -128,14 +128,18 @@ def _takeover(stage: Stage, singleton: str, token: int, since: int, bound: float
     return (seen.first - since) / _BILLION
 
 
-def _await_payments(stage: Stage, until: int) -> list[int]:
-    """Give the payments before number `until` time to be entered; return those that were not."""
+def _at_once(stage: Stage, singleton: str, since: int) -> int:
+    """Return how many owners acted at one instant after `since`, by the referee's reading of the journals."""
+    beside = Counter(overlap.later for overlap in stage.cluster.referee().overlaps(singleton) if overlap.later.last > since)
+    return 1 + max(beside.values(), default=0)
+
+
+def _await_payments(stage: Stage, since: int, until: int) -> list[int]:
+    """Give the payments from number `since` up to `until` time to be entered; return those that were not."""
     limit = 12.0 if stage.has_redis else 3.0  # with files, what was in flight at a kill -9 is gone for good
-    try:
-        wait_until(lambda: not stage.unpaid(until), limit, "the payments")
-    except WaitedInVainError:
-        pass
-    return stage.unpaid(until)
+    with contextlib.suppress(WaitedInVainError):
+        wait_until(lambda: not stage.unpaid(since, until), limit, "the payments")
+    return stage.unpaid(since, until)
 
 
 def _others(stage: Stage, leader: Worker) -> str:

@@ -144,10 +144,18 @@ class Stage:
             return int(self.cluster.query(sql)[0][0])
         return 0
 
-    def unpaid(self, until: int) -> list[int]:
-        """Return the payments before number `until` that are not in the ledger."""
+    def unpaid(self, since: int, until: int) -> list[int]:
+        """Return the payments from number `since` up to `until` that are not in the ledger."""
         ended = self.tally.of(QUEUE).ended
-        return [number for number in range(until) if str(number) not in ended]
+        return [number for number in range(since, until) if str(number) not in ended]
+
+    def keep_logs(self, directory: str) -> None:
+        """Copy the logs and journals to `directory`."""
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for log in self.cluster.directory.glob("*.log"):
+            shutil.copy(log, target)
+        shutil.copytree(self.cluster.journals, target / "journals", dirs_exist_ok=True)
 
     # -- breaking ------------------------------------------------------------------------------------------------------
 
