@@ -29,11 +29,8 @@ RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 MEMBERS_INTERVAL = 5.0
 """Seconds between two looks at who else takes part; a notification makes it look at once."""
 
-STEADY_INTERVALS = 2
-"""How many equal looks at the members it takes before a node gives singletons away to spread them."""
-
-OVERFLOW_HOLD = 60.0
-"""Seconds for which a singleton that nobody else took stays where it is, whatever the shares say."""
+STEADY_AFTER = 10.0
+"""Seconds for which the members have to stay the same before a node gives singletons away to spread them."""
 
 
 # -- events, beside those of the contests ------------------------------------------------------------------------------
@@ -269,9 +266,9 @@ class Node:
         self._heartbeat_at = -inf
         self._poll_at = -inf
         self._members_at = -inf
-        self._steady_looks = 0
+        self._steady_since = inf
         self._unled_since: dict[str, float] = {}
-        self._hold_until: dict[str, float] = {}
+        self._taken_in: set[str] = set()  # beyond our share, since nobody else did: they stay until the members change
 
     # -- what the outside may ask --------------------------------------------------------------------------------------
 
@@ -409,7 +406,7 @@ class Node:
         self._connecting = self.connected = False
         self._under_way.clear()
         self.members = ()
-        self._steady_looks = 0
+        self._steady_since = inf
         delay = RECONNECT_DELAYS[min(self._failures, len(RECONNECT_DELAYS) - 1)]
         self._failures += 1
         self._connect_at = now + delay * (1 + self._random() / 2)
@@ -487,7 +484,10 @@ class Node:
     def _take_poll(self, event: Polled, now: float, effects: list[NodeEffect]) -> None:
         self._under_way.pop(Poll, None)
         if event.members is not None:
-            self._steady_looks = self._steady_looks + 1 if event.members == self.members else 0
+            if event.members != self.members:
+                self._steady_since = now
+                self._taken_in.clear()
+                self._poll_at = now  # this node's share is another one: what there was no room for is tried for at once
             self.members = event.members
         room = self._room()
         granted, beyond = [], []
@@ -502,7 +502,7 @@ class Node:
             if room > 0 or overdue:
                 room -= 1
                 if room < 0:
-                    self._hold_until[row.name] = now + OVERFLOW_HOLD
+                    self._taken_in.add(row.name)
                 self._unled_since.pop(row.name, None)
                 self._step(row.name, p.Granted(), now, effects)
                 if self.contests[row.name].phase is p.Phase.BEGINNING:
@@ -522,11 +522,9 @@ class Node:
 
     def _spread(self, now: float, effects: list[NodeEffect]) -> None:
         """Step down from what exceeds this node's share, once the membership has been steady for a while."""
-        if self._steady_looks < STEADY_INTERVALS:
+        if now - self._steady_since < STEADY_AFTER:
             return
-        movable = [
-            n for n, c in self.contests.items() if c.phase is p.Phase.LEADING and now >= self._hold_until.get(n, -inf)
-        ]
+        movable = [n for n, c in self.contests.items() if c.phase is p.Phase.LEADING and n not in self._taken_in]
         rest = self.timing.heartbeat_interval + self.timing.heartbeat_timeout
         for name in movable[: max(0, -self._room())]:
             self._step(name, p.Withdraw("spread over the nodes", rest=rest), now, effects)

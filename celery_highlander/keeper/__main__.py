@@ -41,17 +41,18 @@ def _live_on(number: int, frame: object) -> None:
     """It lives exactly as long as its worker. A handler, for an ignored signal would stay ignored in what it starts."""
 
 
-def _await_hello(channel: Channel) -> Message | None:
+def _await_hello(channel: Channel) -> list[Message]:
+    """The hello, and whatever came with it; nothing if the worker went away."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     while poll.poll(HELLO_TIMEOUT * 1000):
         try:
             messages = channel.receive()
         except ChannelClosedError:
-            return None
+            return []
         if messages:
-            return messages[0]
-    return None
+            return messages
+    return []
 
 
 def main() -> int:
@@ -62,12 +63,13 @@ def main() -> int:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     logging.basicConfig(level=logging.INFO, handlers=[PipeHandler(channel)], format="%(message)s")
     worker = hold(parent)
-    hello = _await_hello(channel)
-    if worker is None or hello is None or hello["pid"] != parent:
+    messages = _await_hello(channel)
+    if worker is None or not messages or messages[0]["pid"] != parent:
         return 0  # the worker is gone already
+    hello, *further = messages
     keeper = Keeper(channel, worker, hello)
     try:
-        keeper.run()
+        keeper.run(further)
     except BaseException as error:  # noqa: BLE001  # whatever it is: nothing may stay behind unwatched
         keeper.emergency(error)
         return 70

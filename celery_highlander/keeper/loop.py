@@ -29,6 +29,7 @@ from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.keeper.processes import Launcher, SingletonProcess
 from celery_highlander.keeper.session import LockSession, Report, SessionPlan
+from celery_highlander.keeper.trace import open_trace
 from celery_highlander.keeper.victims import Victim, descendants, hold
 from celery_highlander.store.connecting import Target
 from celery_highlander.store.terms import Identity
@@ -108,15 +109,22 @@ class Keeper:
         self._worker_frozen = False
         self._worker_deaf = False
         self._dying: set[Victim] = set()
+        self._trace = open_trace()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Keep until the worker is gone and nothing is left to clean up."""
+    def run(self, further: list[Message]) -> None:
+        """Keep until the worker is gone and nothing is left to clean up.
+
+        Args:
+            further: what the worker said together with its hello.
+        """
         self._watch(self._channel, self._hear_worker)
         self._watch(self._worker, self._worker_died)
         self._watch(self._children, self._children.accept)
         self._watch(self._wake_in, self._hear_session)
+        for message in further:
+            self._take(message, boot_time())
         while not self._finished():
             now = boot_time()
             self._feed(p.Tick(), now)
@@ -319,6 +327,7 @@ class Keeper:
         self._selector.unregister(self._worker)
         now = boot_time()
         self._worker_gone_at = now
+        self._trace("worker_died", "-", 0)
         self._worker_deaf = True
         self._target_told.set()
         for process in self._processes.values():
@@ -370,6 +379,7 @@ class Keeper:
     # -- the work ------------------------------------------------------------------------------------------------------
 
     def _start(self, name: str, token: int, deadline: float, now: float) -> None:
+        self._trace("start_work", name, token)
         self._tell("elected", name=name, token=token, lease_deadline=deadline)
         if name in self._process_names:
             process = self._processes[name] = SingletonProcess(name, token)
@@ -402,6 +412,7 @@ class Keeper:
         self._ended(name, token, reason, rest, now)
 
     def _ended(self, name: str, token: int, reason: str, rest: float, now: float) -> None:
+        self._trace("work_stopped", name, token)
         self._feed(n.To(name, p.WorkStopped(reason, rest)), now)
         self._tell("ended", name=name, token=token, reason=reason)
 

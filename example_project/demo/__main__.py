@@ -24,13 +24,19 @@ _LOST_WITHOUT_REDIS = (
 )
 
 
+_WITH_REDIS = (
+    "Broker: a Redis of our own. A worker takes messages off Redis by a blocked BRPOP: the one that Redis hands over just as "
+    "the worker dies is lost, so one lost payment for each worker that is killed breaks no promise."
+)
+
+
 def introduce(stage: Stage, screen: PlainScreen) -> None:
     """Say what is about to be seen."""
     timing = stage.timing
     installation = stage.postgres.installation
     screen.closing("There can be only one: celery-highlander keeps a queue and a process on one worker, and moves them.\n")
     screen.closing(wrapped(f"Database: a PostgreSQL {installation.version} of our own, on port {stage.postgres.port}."))
-    screen.closing(wrapped("Broker: a Redis of our own." if stage.has_redis else _LOST_WITHOUT_REDIS))
+    screen.closing(wrapped(_WITH_REDIS if stage.has_redis else _LOST_WITHOUT_REDIS))
     screen.closing(
         wrapped(
             f"Durations are shorter than the defaults, so that this takes a minute: lease "

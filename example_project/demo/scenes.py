@@ -26,6 +26,7 @@ class Scene:
         bound: seconds after which a takeover breaks the promise.
         breaks: does it.
         mends: undoes what can be undone, once another worker has taken over; returns a sentence on what came of it.
+        kills: whether the worker dies without a word, with what its broker's client has in its hands.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Scene:
     bound: float
     breaks: Callable[[Stage, Worker], None]
     mends: Callable[[Stage, Worker], str]
+    kills: bool = False
 
 
 def scenes(timing: dict[str, Any]) -> list[Scene]:
@@ -58,6 +60,7 @@ def scenes(timing: dict[str, Any]) -> list[Scene]:
             SLACK,
             lambda _, leader: leader.send(signal.SIGKILL),
             lambda _, leader: f"{leader.name} is gone, and its children with it.",
+            kills=True,
         ),
         Scene(
             "frozen (SIGSTOP)",
@@ -66,6 +69,7 @@ def scenes(timing: dict[str, Any]) -> list[Scene]:
             silence + drain + SLACK,
             lambda _, leader: leader.send(signal.SIGSTOP),
             _wake,
+            kills=True,
         ),
         Scene(
             "cut off",

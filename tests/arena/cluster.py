@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psycopg2
 
 from tests.arena import processes
-from tests.arena.journal import SUFFIX
+from tests.arena.journal import SUFFIX, UNKNOWN
 from tests.arena.referee import Referee
 from tests.arena.waiting import wait_until
 
@@ -269,7 +269,7 @@ class Cluster:
                 lines = file.read().rpartition(b"\n")[0].splitlines()
             if lines:
                 instant, _, node, token, _ = lines[-1].decode().split(" ")
-                last = max(last, (int(instant), node, int(token)))
+                last = max(last, (int(instant), node, 0 if token == UNKNOWN else int(token)))
         return last[1:]
 
     def heartbeats(self, singleton: str) -> int:
