@@ -267,6 +267,7 @@ class Node:
         self._poll_at = -inf
         self._members_at = -inf
         self._steady_since = inf
+        self._started_work = False  # since the last heartbeat was handed out
         self._unled_since: dict[str, float] = {}
         self._taken_in: set[str] = set()  # beyond our share, since nobody else did: they stay until the members change
 
@@ -325,7 +326,8 @@ class Node:
                 self._heartbeat_at = -inf  # the new terms' first renewal, and the acting ones' record
             case HeartbeatAnswered():
                 self._under_way.pop(Heartbeat, None)
-                self._heartbeat_at = max(now, event.sent_at + self.timing.heartbeat_interval)
+                due = now if self._started_work else max(now, event.sent_at + self.timing.heartbeat_interval)
+                self._heartbeat_at = due
                 for name, token in self._renewing.items():
                     contest = self.contests[name]
                     if contest.phase in p.HOLDING and contest.term and contest.term.token == token:
@@ -374,6 +376,7 @@ class Node:
                 case p.BeginTerm():
                     pass  # `_take_poll` records all of a poll's terms at once
                 case p.StartWork(token, deadline):
+                    self._started_work = True
                     self._heartbeat_at = -inf  # record at once that this term acts
                     effects.append(Start(name, token, deadline))
                 case p.StopWork(token, reason, deadline_):
@@ -435,6 +438,7 @@ class Node:
             return
         self._under_way[Heartbeat] = now
         self._renewing = terms
+        self._started_work = False
         acting = frozenset(n for n in terms if self.contests[n].phase is not p.Phase.WAITING)
         effects.append(Heartbeat(terms, acting))
 

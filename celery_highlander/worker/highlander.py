@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import click
+from celery.app import utils as app_utils
 from celery.bin.base import CeleryOption
 
 from celery_highlander.config import MAX_PRIORITY, PREFIX, Settings, check_name, check_names, read_settings
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., object])
 
 _INSTALLED: WeakKeyDictionary[Celery, Highlander] = WeakKeyDictionary()
+
+_TWO_OF_A_NAME = "there are two singletons of the name {!r}; names are unique, rename one"
 
 WORKER_OPTIONS = (
     CeleryOption(
@@ -90,6 +94,8 @@ class Highlander:
         self._engine: Engine | None = None
         self._queues: dict[str, None] = {}
         self._processes: dict[str, str] = {}
+        self._mistakes: dict[str, None] = {}
+        _hide_url_from_reports()
         app.steps["worker"].add(HighlanderStep)
         app.steps["consumer"].add(QueueStep)
         add_worker_options(app)
@@ -99,10 +105,10 @@ class Highlander:
     def queue(self, name: str) -> None:
         """Have the queue `name` consumed by exactly one worker, beside those of `highlander_queues`.
 
-        Raises:
-            ConfigurationError: the name cannot be one, or is taken.
+        A name that cannot be one, or is taken by a process, is reported by `settings`, with all other mistakes: an
+        error here would be shown with a traceback by every `celery` command.
         """
-        self._check_free(name)
+        self._check(name, others=self._processes)
         self._queues[name] = None
 
     def process(
@@ -115,10 +121,8 @@ class Highlander:
 
         Args:
             target: the function, or its dotted path `module:function`; without it, returns a decorator.
-            name: the singleton's name; the function's own if none is given.
-
-        Raises:
-            ConfigurationError: the function cannot be imported by another process, or the name is taken.
+            name: the singleton's name; the function's own if none is given. As with `queue`, a name that cannot be
+                used is reported by `settings`, and so is a function that another process could not import.
         """
         if target is None:
             return lambda function: self.process(function, name=name)  # type: ignore[return-value]  # given a function
@@ -127,22 +131,21 @@ class Highlander:
         else:
             path = f"{target.__module__}:{target.__qualname__}"
             if "<" in path or target.__module__ == "__main__":
-                raise ConfigurationError(
-                    f"the singleton process {path!r} cannot be imported by another process.",
-                    "Define it at the top level of a module that is not run as a script.",
-                )
+                self._mistakes[
+                    f"the singleton process {path!r} cannot be imported by another process; define it at the top level "
+                    "of a module that is not run as a script"
+                ] = None
         name = name or path.replace(":", ".").rpartition(".")[2]
-        if self._processes.get(name) != path:  # a module may be imported twice
-            self._check_free(name)
-        self._processes[name] = path
+        known = self._processes.setdefault(name, path)
+        self._check(name, others=self._queues if known == path else self._processes)  # may be imported twice
         return target  # type: ignore[return-value]  # unchanged
 
-    def _check_free(self, name: str) -> None:
+    def _check(self, name: str, *, others: Container[str]) -> None:
         problem = check_name(name)
+        if not problem and name in others:
+            problem = _TWO_OF_A_NAME.format(name)
         if problem:
-            raise ConfigurationError(problem)
-        if name in self._queues or name in self._processes:
-            raise ConfigurationError(f"there are two singletons of the name {name!r}; names are unique, rename one")
+            self._mistakes[problem] = None
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class Highlander:
 
     def _problems(self, settings: Settings) -> list[str]:
         """What is wrong between the settings and what the code declares."""
-        problems = []
+        problems = list(self._mistakes)
         if not (settings.url or settings.engine or self._engine is not None):
             problems.append(
                 "highlander_url is not set: the lock needs a PostgreSQL, for instance "
@@ -171,7 +174,7 @@ class Highlander:
             except ConfigurationError as error:
                 problems.append(error.message)
         problems += [
-            f"there are two singletons of the name {name!r}; names are unique, rename one"
+            _TWO_OF_A_NAME.format(name)
             for name in [*self._queues, *self._processes]
             if name in settings.processes or (name in settings.queues and name in self._processes)
         ]
@@ -233,6 +236,13 @@ def set_names(conf: Any) -> Iterable[str]:  # Celery's Settings, a chain of mapp
             if name.lower().startswith(PREFIX):
                 found.add(name.lower())
     return found
+
+
+def _hide_url_from_reports() -> None:
+    """Have Celery mask `highlander_url` as it masks other secrets, in `celery report` and `inspect conf`."""
+    known = app_utils.HIDDEN_SETTINGS
+    if not known.search(f"{PREFIX}url"):
+        app_utils.HIDDEN_SETTINGS = re.compile(f"{known.pattern}|{PREFIX}url", known.flags)
 
 
 def _default_namespace(app: Celery) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.arena import processes
 from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tests.arena.cluster import Cluster, Worker
 
@@ -24,12 +24,14 @@ PATIENCE = 40.0
 _numbers = itertools.count(1)
 
 
-def leader_and_standby(cluster: Cluster, *, task_seconds: float = 600.0) -> tuple[Worker, Worker]:
+def leader_and_standby(
+    cluster: Cluster, *, task_seconds: float = 600.0, leader_conf: Mapping[str, Any] | None = None
+) -> tuple[Worker, Worker]:
     """Start two workers; the first leads the queue and the process, and runs a task of the queue for that long.
 
     It has priority, so that the two singletons are not spread over both.
     """
-    leader = cluster.start(*QUIET, "-X", QUEUE, "--highlander-priority", "1", concurrency=2)
+    leader = cluster.start(*QUIET, "-X", QUEUE, "--highlander-priority", "1", conf=leader_conf, concurrency=2)
     cluster.leader(PROCESS, timeout=PATIENCE)
     standby = cluster.start(*QUIET, "-X", QUEUE, concurrency=2)
     cluster.leader(QUEUE, timeout=PATIENCE)
