@@ -291,7 +291,9 @@ class Node:
 
     def next_deadline(self, now: float) -> float:
         """When the next `Tick` is due."""
-        due = min((c.next_deadline(now, self.timing) for c in self.contests.values()), default=inf)
+        due = inf
+        for contest in self.contests.values():
+            due = min(due, contest.next_deadline(now, self.timing))
         if not self.connected:
             return due if self._connecting else min(due, self._connect_at)
         if self._under_way:

@@ -23,7 +23,7 @@ from celery_highlander.clock import boot_time
 from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
 from celery_highlander.election.lease import Timing
-from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError, HighlanderError
+from celery_highlander.errors import ERRORS_BY_CODE, DatabaseUnavailableError, HighlanderError, LockSessionError
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
@@ -92,7 +92,7 @@ class Keeper:
         self._known_target = Target(**hello["target"]) if hello["target"] else None
         self._asks_for_target: bool = hello["target"] is None
         self._target_told = threading.Event()
-        self._target_error = ""
+        self._target_error: HighlanderError | None = None
         self._session: LockSession | None = None
         self._session_since = now
         self._reports: deque[Report] = deque()
@@ -245,8 +245,8 @@ class Keeper:
             self._tell("target_wanted")
             if not self._target_told.wait(TARGET_TIMEOUT):
                 raise DatabaseUnavailableError(f"highlander_engine did not return within {TARGET_TIMEOUT:g} s")
-            if self._target_error:
-                raise ConfigurationError(self._target_error)
+            if self._target_error is not None:
+                raise self._target_error
         if self._known_target is None:
             raise DatabaseUnavailableError("the worker is gone, and where to connect to was never told")
         return self._known_target
@@ -299,8 +299,8 @@ class Keeper:
             case "work_stopped":
                 self._work_stopped(message["name"], message["token"], message["reason"], message.get("rest", 0.0), now)
             case "target":
-                self._target_error = message.get("error", "")
-                if not self._target_error:
+                self._target_error = _error_in(message)
+                if self._target_error is None:
                     self._known_target = Target(message["url"], message["connect_args"])
                 self._target_told.set()
             case _:
@@ -511,3 +511,10 @@ class Keeper:
         if self._launcher is not None:
             self._launcher.end()
         self._close_session()
+
+
+def _error_in(message: Message) -> HighlanderError | None:
+    """The error that a message tells of, if any."""
+    if "code" not in message:
+        return None
+    return ERRORS_BY_CODE.get(message["code"], LockSessionError)(message["message"], message["hint"])

@@ -6,7 +6,6 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-import click
 from celery import bootsteps, signals
 
 from celery_highlander.errors import ConfigurationError, HighlanderError
@@ -31,7 +30,7 @@ FIRST_WORD_TIMEOUT = 8.0
 def refuse(error: HighlanderError) -> SystemExit:
     """Say why the worker cannot start, without a traceback; return what ends it with exit code 78."""
     lines = "\n".join(line for line in (error.message, error.hint) if line)
-    click.secho(f"celery-highlander: {lines}", fg="red", err=True)
+    logger.critical("celery-highlander cannot work: %s", lines, extra={"action": "refuse"})
     return SystemExit(EX_CONFIG)
 
 

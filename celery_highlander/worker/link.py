@@ -397,8 +397,8 @@ class KeeperLink:
     def _refused(self, message: Message) -> None:
         error = ERRORS_BY_CODE.get(message["code"], LockSessionError)(message["message"], message["hint"])
         if error.code != "database_unavailable" and not self._first_word.is_set():
-            self._refusal = error
-        if self.snapshot.reason != message["message"]:  # once, not at every try
+            self._refusal = error  # `start` raises it
+        elif self.snapshot.reason != message["message"]:  # once, not at every try
             logger.error("highlander: %s", error)
         self._show(connected=False, reason=message["message"])
         self._first_word.set()
@@ -407,9 +407,10 @@ class KeeperLink:
         try:
             target = self._plan.target()
         except HighlanderError as error:
-            self._tell("target", error=str(error))
-        except Exception as error:  # noqa: BLE001  # the user's function may raise anything
-            self._tell("target", error=f"highlander_engine raised {type(error).__name__}: {error}")
+            self._tell("target", code=error.code, message=error.message, hint=error.hint)
+        except Exception as error:  # noqa: BLE001  # the application's engine may raise anything
+            told = f"the engine for highlander raised {type(error).__name__}: {error}"
+            self._tell("target", code="database_unavailable", message=told, hint="")
         else:
             self._tell("target", url=target.url, connect_args=target.connect_args)
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import ArgumentError
 
 from celery_highlander.config import check_url
-from celery_highlander.errors import ConfigurationError
+from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError
 from celery_highlander.store.connecting import Target
 
 
@@ -60,7 +60,8 @@ def target_of_path(path: str) -> Target:
     """Return the target of the engine that the function at the dotted path `path` returns.
 
     Raises:
-        ConfigurationError: there is no such function, it raises, or returns something else.
+        ConfigurationError: there is no such function, or it returns something else.
+        DatabaseUnavailableError: it raised; another try may go better (a vault that does not answer).
     """
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     try:
@@ -72,7 +73,8 @@ def target_of_path(path: str) -> Target:
     except (ArgumentError, ValueError) as error:  # may quote the URL, password and all
         raise ConfigurationError(f"highlander_engine = {path!r} raised {type(error).__name__}") from None
     except Exception as error:
-        raise ConfigurationError(f"highlander_engine = {path!r} raised {type(error).__name__}: {error}") from error
+        told = f"highlander_engine = {path!r} raised {type(error).__name__}: {error}"
+        raise DatabaseUnavailableError(told) from error
     if not isinstance(engine, Engine):
         raise ConfigurationError(
             f"highlander_engine = {path!r} returned a {type(engine).__name__}, not a SQLAlchemy Engine"

@@ -113,7 +113,8 @@ class Machine:
         backlog, self._backlog = self._backlog, []
         for event, link, statement, sent_at in backlog:
             self.feed(event, link, statement, sent_at)
-        self.cluster.at(self.cluster.now, self.tick, self.incarnation, self.clock())
+        self._tick_at = self.cluster.now
+        self.cluster.at(self.cluster.now, self.tick, self.incarnation, self.cluster.now, self.clock())
 
     # -- the node ------------------------------------------------------------------------------------------------------
 
@@ -149,9 +150,9 @@ class Machine:
         if incarnation == self.incarnation:
             self.feed(event)
 
-    def tick(self, incarnation: int, due: float) -> None:
-        if incarnation != self.incarnation:
-            return
+    def tick(self, incarnation: int, at: float, due: float) -> None:
+        if incarnation != self.incarnation or at != self._tick_at:
+            return  # of an earlier start, or brought forward since
         self._tick_at = float("inf")
         if not self.up or self.paused:
             return
@@ -193,7 +194,7 @@ class Machine:
         at = self.when(due) + self.cluster.random.random() * LATE * 0.9
         if at < self._tick_at:
             self._tick_at = at
-            self.cluster.at(at, self.tick, self.incarnation, max(due, clock))
+            self.cluster.at(at, self.tick, self.incarnation, at, max(due, clock))
 
     def _check(self, clock: float) -> None:
         """What holds of every leading contest after every event, whatever the cluster does."""
