@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from celery_highlander.clock import boot_time
 from celery_highlander.config import DURATIONS, Settings
 from tests.arena.cluster import ROOT, Cluster, Worker
 from tests.arena.journal import SUFFIX
+from tests.arena.processes import make_directory
 from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -62,11 +61,12 @@ class Failovers:
 def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: int, runs: int) -> Failovers:
     """Send `number` to the leader's main process, `runs` times, in a cluster of `workers` workers with default settings."""
     database = postgres.create_database(f"failover_{number.name.lower()}_{workers}")
-    directory = Path(tempfile.mkdtemp(prefix="highlander-benchmark-"))
+    directory = make_directory("benchmark")
     trace = directory / "trace"
     conf = {**DEFAULTS, "highlander_processes": {SINGLETON: f"tests.arena.shop:{SINGLETON}"}}
     found = Failovers()
     with Cluster(database.url(), {"broker_url": redis.url()}, directory, conf) as cluster:
+
         def start() -> Worker:
             return cluster.start("-X", "highlander", "--without-mingle", env={"HIGHLANDER_TRACE": str(trace)})
 
@@ -118,7 +118,7 @@ def _first_line(journals: Path, token: int) -> float:
 def measure_naive(postgres: Postgres, mode: str, number: signal.Signals, runs: int) -> Distribution:
     """The same with three nodes of `benchmarks.naive`: from the signal to the next node that leads."""
     database = postgres.create_database(f"naive_{mode}")
-    trace = Path(tempfile.mkdtemp(prefix="highlander-benchmark-")) / "trace"
+    trace = make_directory("benchmark") / "trace"
     nodes: dict[int, subprocess.Popen[bytes]] = {}
     found: list[float] = []
     with ExitStack() as stack:
@@ -141,7 +141,9 @@ def measure_naive(postgres: Postgres, mode: str, number: signal.Signals, runs: i
             time.sleep(1.0 + (round_ % 7) / 7)  # at any time between two renewals
             sent_at = boot_time()
             nodes[leader.token].send_signal(number)
-            found.append(wait_until(_at_least(lambda: noted("start_work"), round_ + 2), 60, "the next")[-1].at - sent_at)
+            found.append(
+                wait_until(_at_least(lambda: noted("start_work"), round_ + 2), 60, "the next")[-1].at - sent_at
+            )
             nodes[leader.token].wait()
             start()
     database.drop()
@@ -150,8 +152,3 @@ def measure_naive(postgres: Postgres, mode: str, number: signal.Signals, runs: i
 
 def _at_least(look: Callable[[], list[Noted]], count: int) -> Callable[[], list[Noted]]:
     return lambda: found if len(found := look()) >= count else []
-
-
-def as_json(found: Failovers) -> str:
-    """Return the raw values, for whoever wants to look closer."""
-    return json.dumps({"told": found.told, "at_work": found.at_work})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.failover import DEFAULTS
 from tests.arena.cluster import Cluster, Worker
+from tests.arena.processes import make_directory
 from tests.arena.servers import Postgres, Redis
 from tests.arena.waiting import wait_until
 
@@ -48,7 +48,7 @@ class Cost:
 
 def measure(redis: Redis, singletons: int, seconds: float) -> list[Cost]:
     """Run a leader and a standby of so many singleton queues with default settings; return what each costs."""
-    directory = Path(tempfile.mkdtemp(prefix="highlander-benchmark-"))
+    directory = make_directory("benchmark")
     conf = {**DEFAULTS, "highlander_queues": [f"queue-{number}" for number in range(singletons)]}
     with (
         Postgres(settings=LOGGING) as postgres,

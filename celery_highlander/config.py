@@ -214,8 +214,8 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"highlander_lease_duration = {timing.lease:g} is too short: "
             f"heartbeat_interval {timing.heartbeat_interval:g} + heartbeat_timeout {timing.heartbeat_timeout:g} + "
-            f"drain_timeout {timing.drain_timeout:g} + kill_margin {timing.kill_margin:g} = {timing.needed:g} must fit in; "
-            "lengthen the lease, or shorten those"
+            f"drain_timeout {timing.drain_timeout:g} + kill_margin {timing.kill_margin:g} = {timing.needed:g} "
+            "must fit in; lengthen the lease, or shorten those"
         )
     if timing.kill_margin < MINIMUM_KILL_MARGIN:
         problems.append(

@@ -93,7 +93,7 @@ def _on_redis(app: Celery) -> Finding:
         "redis",
         "ok",
         "a new leader gives back at once what the last one left unacknowledged in singleton queues; messages of "
-        f"other queues come back after the visibility time-out of {timeout:g} s, and tasks or ETAs that take longer run twice",
+        f"other queues come back after the visibility time-out of {timeout:g} s, and what takes longer runs twice",
     )
 
 

@@ -32,7 +32,9 @@ def highlander() -> None:
     """
 
 
-@highlander.command(epilog="Example: celery -A proj highlander status --json | jq '.singletons[] | {name, leader}'")
+@highlander.command(
+    short_help="Show who leads what.", epilog="Example: celery -A proj highlander status --json | jq .singletons"
+)
 @_JSON
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
@@ -53,7 +55,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         ctx.exit(command.exit_code(found))
 
 
-@highlander.command(epilog="Example: celery -A proj highlander doctor")
+@highlander.command(short_help="Check settings, server and rights.", epilog="Example: celery -A proj highlander doctor")
 @_JSON
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
@@ -72,7 +74,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         ctx.exit(command.exit_code(findings))
 
 
-@highlander.command(epilog="Example: celery -A proj highlander migrate --sql | psql --username=owner shop")
+@highlander.command(
+    short_help="Create or update the tables.",
+    epilog="Example: celery -A proj highlander migrate --sql | psql --username=owner shop",
+)
 @click.option("--sql", "only_sql", is_flag=True, help="Print the SQL instead, for a role that may run it.")
 @_JSON
 @click.pass_context

@@ -52,7 +52,7 @@ def _on_singletons(settings: Settings, count: int) -> Finding:
             "no singleton is declared: there is nothing to lead.",
             "Declare some with highlander_queues, highlander_processes, or highlander.queue(…) in the code.",
         )
-    return Finding("settings", "ok", f"{count} singletons in the namespace {settings.namespace!r}; {fits}")
+    return Finding("settings", "ok", f"singletons: {count}, in the namespace {settings.namespace!r}; {fits}")
 
 
 def _on_database(found: Inspection, settings: Settings) -> Iterator[Finding]:

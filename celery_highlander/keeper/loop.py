@@ -45,6 +45,9 @@ TARGET_TIMEOUT = 5.0
 HAND_ON_REST = 30.0
 """Seconds for which a node rests from a singleton that keeps failing here, so that another one gets its chance."""
 
+FLUSH_AGAIN = 0.01
+"""Seconds before the rest of a burst of messages is sent to a worker that is busy reading the first ones."""
+
 LAUNCH_AGAIN = 0.5
 """Seconds before a launcher that died is started again."""
 
@@ -150,7 +153,8 @@ class Keeper:
 
     def _next_deadline(self, now: float) -> float:
         restarts = min((process.restart_at for process in self._processes.values()), default=inf)
-        return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts)
+        flush_at = now + FLUSH_AGAIN if self._channel.has_unsent and not self._worker_deaf else inf
+        return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts, flush_at)
 
     def _look_around(self, now: float) -> None:
         if now - self._looped_at > _AWAY:
@@ -159,6 +163,8 @@ class Keeper:
         if now >= self._pulse_at:
             self._pulse_at = now + self._timing.heartbeat_interval
             self._tell("pulse")
+        if self._channel.has_unsent:
+            self._flush()
         if self._worker_gone_at is None and not self._worker_frozen and now - self._heard_at > self._worker_timeout:
             self._freeze(now)
         if now >= self._launch_at and self._worker_gone_at is None:
@@ -260,6 +266,13 @@ class Keeper:
             self._channel.send(type_, **fields)
         except ChannelClosedError:
             self._worker_deaf = True  # if it lives, what it runs is stopped by its silence
+
+    def _flush(self) -> None:
+        if not self._worker_deaf:
+            try:
+                self._channel.flush()
+            except ChannelClosedError:
+                self._worker_deaf = True
 
     def _tell_phases(self) -> None:
         for name, contest in self._node.contests.items():

@@ -16,18 +16,26 @@ Message = dict[str, Any]
 
 _CHUNK = 65536
 
+_UNSENT_LIMIT = 4 * 1024 * 1024
+"""Bytes that may wait for the other side to read: thousands of singletons elected at once, or a side that is frozen."""
+
 
 class ChannelClosedError(ConnectionError):
     """The other side is gone, or has not read for so long that the buffer is full."""
 
 
 class Channel:
-    """One end of a socket pair; never blocks. `send` may be called from any thread."""
+    """One end of a socket pair; never blocks. `send` may be called from any thread.
+
+    The kernel holds only some 300 messages. The rest waits here, and goes out with the next `send` or `flush`: who sends
+    bursts has to call `flush` again soon while `has_unsent`.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._buffer = b""
+        self._unsent = bytearray()
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
@@ -35,19 +43,41 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, type_: str, **fields: object) -> None:
-        """Send one message.
+        """Send one message, or keep it until the other side has read more.
 
         Raises:
-            ChannelClosedError: it could not be sent as a whole; the channel is of no use any more.
+            ChannelClosedError: the other side is gone, or has not read for long; the channel is of no use any more.
         """
         line = json.dumps({"type": type_, **fields}, default=_plain).encode() + b"\n"
         with self._lock:
-            try:
-                sent = self._socket.send(line, socket.MSG_NOSIGNAL)
-            except OSError as error:
-                raise ChannelClosedError(f"cannot send {type_!r}: {error}") from error
-            if sent != len(line):
+            if len(self._unsent) + len(line) > _UNSENT_LIMIT:
                 raise ChannelClosedError(f"cannot send {type_!r}: the other side does not read")
+            self._unsent += line
+            self._flush()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether messages wait for the other side to read."""
+        return bool(self._unsent)
+
+    def flush(self) -> None:
+        """Send what waits, as far as it goes.
+
+        Raises:
+            ChannelClosedError: the other side is gone.
+        """
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise ChannelClosedError(f"cannot send: {error}") from error
+            del self._unsent[:sent]
 
     def receive(self) -> list[Message]:
         """Return the messages that have arrived.

@@ -210,7 +210,8 @@ class KeeperLink:
         if self._channel is not None:
             poll.register(self._channel, select.POLLIN)
         stopping = any(held.stopping for held in self._held.values())
-        limit = _PATIENCE if stopping else max(0.0, min(self._pulse_at - now, 1.0))
+        unsent = self._channel is not None and self._channel.has_unsent
+        limit = _PATIENCE if stopping or unsent else max(0.0, min(self._pulse_at - now, 1.0))
         ready = {descriptor for descriptor, _ in poll.poll(limit * 1000)}
         if self._wake_in.fileno() in ready:
             self._wake_in.recv(4096)
@@ -227,6 +228,9 @@ class KeeperLink:
         if now >= self._pulse_at:
             self._pulse_at = now + self._timing.heartbeat_interval
             self._tell("pulse")
+        if self._channel is not None and self._channel.has_unsent:
+            with contextlib.suppress(ChannelClosedError):  # its end shows when we read
+                self._channel.flush()
         if self._channel is None:
             if now >= self._respawn_at and not self._held and not self._leaving:
                 self._spawn()

@@ -34,7 +34,9 @@ def introduce(stage: Stage, screen: PlainScreen) -> None:
     """Say what is about to be seen."""
     timing = stage.timing
     installation = stage.postgres.installation
-    screen.closing("There can be only one: celery-highlander keeps a queue and a process on one worker, and moves them.\n")
+    screen.closing(
+        "There can be only one: celery-highlander keeps a queue and a process on one worker, and moves them.\n"
+    )
     screen.closing(wrapped(f"Database: a PostgreSQL {installation.version} of our own, on port {stage.postgres.port}."))
     screen.closing(wrapped(_WITH_REDIS if stage.has_redis else _LOST_WITHOUT_REDIS))
     screen.closing(
@@ -71,7 +73,9 @@ def judge(stage: Stage, results: list[Result]) -> tuple[str, bool]:
         ),
     ]
     if twice:
-        lines.append(wrapped(f"{twice} payments were entered twice: late acknowledgement means at least once, never at once."))
+        lines.append(
+            wrapped(f"{twice} payments were entered twice: late acknowledgement means at least once, never at once.")
+        )
     lines += ["", "BROKEN PROMISES:", *(f"  {what}" for what in broken)] if broken else ["", "Every promise was kept."]
     return "\n".join(lines), not broken
 

@@ -70,7 +70,9 @@ def play(stage: Stage, screen: Screen) -> list[Result]:
     """Play everything; return one result for each scene."""
     lease = stage.timing["highlander_lease_duration"]
     screen.headline(f"Start {WORKERS} workers, all alike: celery -A example_project.shop worker -X highlander")
-    screen.say(f"In an empty database nobody can know who led before, so the first leader waits one lease, {lease:g} s.")
+    screen.say(
+        f"In an empty database nobody can know who led before, so the first leader waits one lease, {lease:g} s."
+    )
     for _ in range(WORKERS):
         stage.start_worker()
         stage.await_nodes()
@@ -130,7 +132,9 @@ def _takeover(stage: Stage, singleton: str, token: int, since: int, bound: float
 
 def _at_once(stage: Stage, singleton: str, since: int) -> int:
     """Return how many owners acted at one instant after `since`, by the referee's reading of the journals."""
-    beside = Counter(overlap.later for overlap in stage.cluster.referee().overlaps(singleton) if overlap.later.last > since)
+    beside = Counter(
+        overlap.later for overlap in stage.cluster.referee().overlaps(singleton) if overlap.later.last > since
+    )
     return 1 + max(beside.values(), default=0)
 
 

@@ -38,7 +38,9 @@ class ShopCluster(Cluster):
 
     app_path: ClassVar[str] = "example_project.shop"
 
-    def environment(self, conf: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None) -> dict[str, str]:
+    def environment(
+        self, conf: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
         """The environment of a worker: the shop's own variables, and the module that writes the journals."""
         settings = {**self.conf, **(conf or {}), "imports": ["example_project.demo.watched"]}
         own = {

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from celery import Celery
     from typing_extensions import Self
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(os.environ.get("HIGHLANDER_ARENA_ROOT") or Path(__file__).resolve().parents[2])
+"""Where the workers find the package and the shop; another place for a copy of the package with a planted bug."""
 
 TIMELY: dict[str, Any] = {
     "highlander_lease_duration": 3.0,
