@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = {f"highlander_{name}": getattr(Settings(), name) for name in DURATIONS}
 SINGLETON = "ticker"
+QUIET = 0.3  # seconds after the signal without a look: looking takes CPU from those who are measured
 SETTLE = 1.0  # seconds of rest before each round, after the new worker is up
 
 
@@ -79,9 +80,10 @@ def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: i
             leader, token = cluster.leader(SINGLETON), cluster.token(SINGLETON)
             sent_at = boot_time()
             leader.send(number)
+            time.sleep(QUIET)
             told = _next(trace, token)
             found.told.append(told.at - sent_at)
-            died = [noted.at for noted in read_trace(trace) if noted.event == "worker_died" and noted.at > sent_at]
+            died = [noted.at for noted in read_trace(trace) if noted.event == "worker_left" and noted.at > sent_at]
             if number is signal.SIGKILL:
                 found.told_after_death.append(told.at - died[0])
             found.at_work.append(_first_line(cluster.journals, told.token) - sent_at)

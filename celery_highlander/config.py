@@ -122,8 +122,8 @@ def read_settings(
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, [PREFIX + known for known in KNOWN], n=1, cutoff=0.6)
-    return f"unknown setting {name!r}" + (f": did you mean {close[0]!r}?" if close else "")
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), KNOWN, n=1, cutoff=0.6)
+    return f"unknown setting {name!r}" + (f": did you mean {PREFIX + close[0]!r}?" if close else "")
 
 
 def _normalise(given: dict[str, object]) -> list[str]:

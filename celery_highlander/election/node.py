@@ -456,7 +456,7 @@ class Node:
             for n, c in self.contests.items()
             if c.phase is p.Phase.WAITING and c.term and c.term.predecessor is not None
         }
-        members = now >= self._members_at
+        members = now >= self._members_at and not self.leaving
         if not (names or awaited or members):
             if self._heartbeat_at == inf:
                 self._heartbeat_at = now

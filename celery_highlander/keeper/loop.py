@@ -109,6 +109,7 @@ class Keeper:
         self._heard_at = self._looped_at = now
         self._pulse_at = now
         self._worker_gone_at: float | None = None
+        self._left_at: float | None = None  # since when the worker is gone, or has closed its end
         self._worker_frozen = False
         self._worker_deaf = False
         self._dying: set[Victim] = set()
@@ -146,9 +147,9 @@ class Keeper:
             self._selector.register(source, selectors.EVENT_READ, then)
 
     def _finished(self) -> bool:
-        if self._worker_gone_at is None or self._dying or self._processes or self._worker_terms:
+        if self._left_at is None or self._dying or self._processes or self._worker_terms:
             return False
-        overdue = boot_time() > self._worker_gone_at + self._timing.lease + CONNECT_LIMIT
+        overdue = boot_time() > self._left_at + self._timing.lease + CONNECT_LIMIT
         return self._node.idle or overdue  # without our marks the successors wait for the lease, no longer
 
     def _next_deadline(self, now: float) -> float:
@@ -287,6 +288,7 @@ class Keeper:
         except ChannelClosedError:
             self._selector.unregister(self._channel)
             self._worker_deaf = True
+            self._left_at = self._left_at or boot_time()
             self._leave("the worker closed its end", boot_time(), patient=False)
             return
         now = boot_time()
@@ -325,6 +327,7 @@ class Keeper:
         self._feed(n.To(name, p.Withdraw(reason, inf if rest is None else rest, patient)), now)
 
     def _leave(self, reason: str, now: float, *, patient: bool) -> None:
+        self._trace("worker_left", "-", 0)
         for name in self._node.contests:
             self._withdraw(name, reason, None, patient, now)
 
@@ -340,7 +343,7 @@ class Keeper:
         self._selector.unregister(self._worker)
         now = boot_time()
         self._worker_gone_at = now
-        self._trace("worker_died", "-", 0)
+        self._left_at = self._left_at or now
         self._worker_deaf = True
         self._target_told.set()
         for process in self._processes.values():

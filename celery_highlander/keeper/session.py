@@ -132,6 +132,7 @@ class LockSession(threading.Thread):
         connecting.guard_session(connection, plan.timing)
         terms = Terms(connection, server, plan.keys, plan.namespace, plan.schema, plan.timing.lease)
         terms.check_collisions()
+        terms.rehearse(plan.who)
         terms.listen()
         return terms, server
 

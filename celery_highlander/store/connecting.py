@@ -138,7 +138,9 @@ def _secrets(target: Target) -> set[str]:
     with contextlib.suppress(ArgumentError, ValueError):
         url = make_url(target.url)
         found |= {str(url.password or "")} | {str(url.query.get(name) or "") for name in _SECRET_OPTIONS}
-    return {form for secret in found if secret for form in (secret, quote(secret, safe=""), quote_plus(secret))}
+    found.discard("")
+    # as it is meant, as SQLAlchemy writes it (" +"), and as others do
+    return {form for one in found for form in (one, quote(one, safe=" +"), quote(one, safe=""), quote_plus(one))}
 
 
 def without_password(message: str, target: Target) -> str:

@@ -157,17 +157,23 @@ def ensure(connection: Connection, schema: str, *, may_migrate: bool) -> None:
 
 
 def missing_rights(connection: Connection, schema: str) -> list[str]:
-    """Return what the role may not do with the tables, and has to, such as `insert on highlander_term`."""
+    """Return what the role may not do with the tables, and has to, such as `insert on highlander_term`.
+
+    Raises:
+        SchemaError: the tables cannot be asked for at all.
+    """
     names = prefix(schema)
     wanted = [(f"{names}{table}", right) for table in ("singleton", "term") for right in ("select", "insert", "update")]
-    rows = connection.execute(
-        text(
-            "select wanted.relation, wanted.permission "
-            "from unnest(cast(:tables as text[]), cast(:rights as text[])) as wanted (relation, permission) "
-            "where not has_table_privilege(wanted.relation, wanted.permission)"
-        ),
-        {"tables": [table for table, _ in wanted], "rights": [right for _, right in wanted]},
-    ).all()
+    sql = text(
+        "select wanted.relation, wanted.permission "
+        "from unnest(cast(:tables as text[]), cast(:rights as text[])) as wanted (relation, permission) "
+        "where not has_table_privilege(wanted.relation, wanted.permission)"
+    )
+    values = {"tables": [table for table, _ in wanted], "rights": [right for _, right in wanted]}
+    try:
+        rows = connection.execute(sql, values).all()
+    except ProgrammingError as error:  # a table was dropped by hand
+        raise _no_rights(schema, reason_of(error)) from None
     return [f"{right} on {table}" for table, right in rows]
 
 

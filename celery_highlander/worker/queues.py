@@ -27,8 +27,9 @@ logger = logging.getLogger("celery_highlander")
 HEADER = "highlander"
 """The key in a request under which a pool child finds the term of its task."""
 
-KILL_AHEAD = 0.1
-"""Seconds before the keeper kills the whole worker that single tasks are killed."""
+KILL_AHEAD = 0.4
+"""Seconds before the keeper kills the whole worker that single tasks are killed. Celery collects garbage before it
+replaces a child, and holds the GIL for it: meanwhile this worker cannot say that its task is dead."""
 
 RESCUE_INTERVAL = 5.0
 """Seconds between two looks for messages that an earlier leader left unacknowledged as it went."""

@@ -86,6 +86,19 @@ def test_text_comes_as_text_from_a_server_without_an_encoding(server: Postgres, 
         assert [member.node for member in node.terms.members()] == ["n1"]
 
 
+def test_a_unix_socket_is_as_good_as_an_address(server: Postgres, database: Database, driver: str) -> None:
+    url = f"postgresql+{driver}://postgres@/{database.name}?host={server.socket_directory}&port={server.port}"
+    with Node(url) as node:
+        node.heartbeat({"ledger": node.lead().token}, {"ledger"})
+
+
+def test_of_several_hosts_the_primary_is_found(server: Postgres, driver: str) -> None:
+    with server.standby() as standby:
+        hosts = f"host=127.0.0.1:{standby.port}&host=127.0.0.1:{server.port}&target_session_attrs=read-write"
+        with connect(f"postgresql+{driver}://postgres@/postgres?{hosts}") as connection:
+            assert check_server(connection).timeline == 1
+
+
 def test_connect_arguments_of_the_application_win(url: str) -> None:
     with connect(url.replace("postgres@", "nobody@"), user="postgres") as connection:
         assert connection.execute(text("select current_user")).scalar() == "postgres"
@@ -130,7 +143,7 @@ class _Answer:
         self.info = self
         self.backend_pid = 1
 
-    def execute(self, statement: object) -> Any:
+    def execute(self, _: object) -> Any:
         return self
 
     def one(self) -> tuple[int, bool, int]:
@@ -220,24 +233,23 @@ def test_a_restarted_server_is_another_instance(server: Postgres, database: Data
 
 
 def test_tokens_rise_over_a_promotion_that_lost_terms(server: Postgres, driver: str) -> None:
-    with Postgres(installation=server.installation) as primary:
-        with primary.standby() as standby:
-            with Node(primary.url(driver)) as node:
-                replicated = node.lead().token
-                standby.wait_for_replay()
-                standby.stop()
-                lost = [node.begin().token for _ in range(200)]  # ahead of the clock, and of any later sequence number
-            primary.kill()
-            standby.start()
-            standby.promote()
-            with Node(standby.url(driver), node="n2") as node:
-                begun = node.lead()
-                assert node.server.timeline == 2
-                assert begun.predecessor is not None
-                assert begun.predecessor.token == replicated
-                assert not begun.predecessor.same_instance
-                assert begun.token > lost[-1]
-                assert begun.token >> 32 == 2
+    with Postgres(installation=server.installation) as primary, primary.standby() as standby:
+        with Node(primary.url(driver)) as node:
+            replicated = node.lead().token
+            standby.wait_for_replay()
+            standby.stop()
+            lost = [node.begin().token for _ in range(200)]  # ahead of the clock, and of any later sequence number
+        primary.kill()
+        standby.start()
+        standby.promote()
+        with Node(standby.url(driver), node="n2") as node:
+            begun = node.lead()
+            assert node.server.timeline == 2
+            assert begun.predecessor is not None
+            assert begun.predecessor.token == replicated
+            assert not begun.predecessor.same_instance
+            assert begun.token > lost[-1]
+            assert begun.token >> 32 == 2
 
 
 def test_a_heartbeat_to_a_primary_that_became_a_standby_is_a_loss(url: str) -> None:

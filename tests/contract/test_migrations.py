@@ -159,6 +159,13 @@ def test_a_role_without_rights_on_the_tables_is_told_which(
         migrations.ensure(theirs, "", may_migrate=True)
 
 
+def test_a_table_that_was_dropped_by_hand_is_named(connection: Connection, database: Database) -> None:
+    migrations.migrate(connection, "")
+    database.execute("drop table highlander_term")
+    with pytest.raises(SchemaError, match="highlander_term"):
+        migrations.ensure(connection, "", may_migrate=True)
+
+
 def test_a_role_without_usage_of_the_schema_is_told_the_sql(
     connection: Connection, database: Database, driver: str, plain_role: str
 ) -> None:

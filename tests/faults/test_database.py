@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -148,7 +149,7 @@ def test_a_leader_that_is_cut_off_from_the_database_is_replaced_within_the_lease
     with TcpProxy("127.0.0.1", own_server.port) as proxy:
         shop = cluster("rabbitmq", driver=driver, processes=SLOW)
         way = own_server.url(driver, dbname="shop", port=proxy.port)
-        workers = scenes.leader_and_standby(shop, leader_conf={"highlander_url": way})
+        leader, standby = scenes.leader_and_standby(shop, leader_conf={"highlander_url": way})
         queue, process = shop.latest(QUEUE)[1], shop.latest(PROCESS)[1]
         proxy.cut(direction)  # type: ignore[arg-type]
         both_lead_again(shop, queue, process)
@@ -157,5 +158,8 @@ def test_a_leader_that_is_cut_off_from_the_database_is_replaced_within_the_lease
         queue, process = shop.latest(QUEUE)[1], shop.latest(PROCESS)[1]
         proxy.heal()
         proxy.reset()
-        both_lead_again(shop, queue, process)  # it has priority: it gets them back
-        stay_up(*workers)
+        wait_until(lambda: shop.lock_sessions() == 2, scenes.PATIENCE, "the leader of before to be back")
+        stay_up(leader, standby)
+        standby.send(signal.SIGKILL)
+        both_lead_again(shop, queue, process)
+        assert shop.leader(PROCESS) is leader

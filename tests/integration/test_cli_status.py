@@ -200,6 +200,7 @@ def test_the_command_follows_real_workers_and_works_when_they_are_gone(postgres:
             return dict(entry) if entry["standbys"] == 1 else None
 
         entry = wait_until(both, LIMIT, "the standby to be counted")
+        assert entry is not None
         assert (entry["leader"], entry["pid"]) == (f"{leader.name}@arena", leader.pid)
         stop: signal.Signals = signals.SIGTERM
         for worker in cluster.workers:

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from celery_highlander.cli import output
 from celery_highlander.cli.output import Cell, duration, write_table
 
 ROWS = [[Cell("ledger"), Cell("leading", "ok")], [Cell("a-long-name"), Cell("free", "error")]]
@@ -31,7 +30,7 @@ def test_a_table_into_a_pipe_is_plain_text_in_columns(capsys: pytest.CaptureFixt
 
 def test_a_table_on_a_terminal_uses_rich(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
-    monkeypatch.setattr(output.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     write_table(("NAME", "STATE"), ROWS)
     told = capsys.readouterr().out
     assert "a-long-name" in told
@@ -41,7 +40,7 @@ def test_a_table_on_a_terminal_uses_rich(capsys: pytest.CaptureFixture[str], mon
 def test_a_terminal_without_rich_gets_plain_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     write_table(("NAME", "STATE"), ROWS)
     assert "ledger       leading" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_a_setting_of_none_counts_as_not_set() -> None:
 
 
 def test_the_apps_name_is_the_namespace_where_none_is_set() -> None:
-    assert read_settings({}.get, (), namespace="shop").namespace == "shop"
+    assert read_settings(lambda _: None, (), namespace="shop").namespace == "shop"
     given = {"highlander_namespace": "bank"}
     assert read_settings(given.get, given, namespace="shop").namespace == "bank"
 
@@ -200,7 +200,7 @@ def test_other_names_are_refused(name: object) -> None:
 
 def test_two_names_of_one_key_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(check_names("shop", [str(number) for number in range(1000)])) == 1000
-    monkeypatch.setattr(config, "lock_key", lambda namespace, name: 7)
+    monkeypatch.setattr(config, "lock_key", lambda *_: 7)
     with pytest.raises(ConfigurationError, match="'a'"):
         check_names("shop", ["a", "b"])
     assert check_names("shop", ["a", "a"]) == {"a": 7}

@@ -22,7 +22,7 @@ PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]
     [
         ("postgresql://app:s3cret@db:5432/shop", "postgresql://app:***@db:5432/shop"),
         ("postgresql://app@db/shop?password=s3cret", "postgresql://app@db/shop?password=%2A%2A%2A"),
-        ("postgresql://app@db/shop?sslpassword=s3cret&a=b", "postgresql://app@db/shop?sslpassword=%2A%2A%2A&a=b"),
+        ("postgresql://app@db/shop?sslpassword=s3cret&a=b", "postgresql://app@db/shop?a=b&sslpassword=%2A%2A%2A"),
         ("postgresql://app@db/shop", "postgresql://app@db/shop"),
         ("app:s3cret@db", "<a URL that cannot be parsed>"),
         ("postgresql://app:s3cret@db:port/shop", "<a URL that cannot be parsed>"),
