@@ -1,1 +1,1 @@
-"""Measurements of failover time and idle cost (`python -m benchmarks`); the results are in results.md beside this file."""
+"""Measurements of failover time and idle cost (`python -m benchmarks`); results.md beside this file has the results."""

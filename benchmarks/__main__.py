@@ -1,20 +1,22 @@
-"""`python -m benchmarks`: measures everything on servers of its own, and writes benchmarks/results.md; about 15 minutes."""
+"""`python -m benchmarks`: measures everything on servers of its own, and writes results.md; about 15 minutes."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import failover, idle, naive, numbers
-from benchmarks.failover import Failovers
 from benchmarks.numbers import Distribution
 from tests.arena.servers import Postgres, Redis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from benchmarks.failover import Failovers
+    from benchmarks.idle import Cost
 
 RESULTS = Path(__file__).with_name("results.md")
 MEDIAN_GOAL, MAXIMUM_GOAL = 0.020, 0.100
@@ -26,6 +28,26 @@ CASES = (
     ("kill -9, 3 workers", signal.SIGKILL, 3),
     ("kill -9, 2 workers", signal.SIGKILL, 2),
 )
+
+FAILOVER_METHOD = """\
+Method: real `celery worker -X highlander` processes, default settings, the queue `highlander` and one singleton
+process; after each run a new worker is started and waited for. *Told to act* is the keeper's own trace
+(`HIGHLANDER_TRACE`), *first line* the journal of the singleton process, both on the boot-time clock. The goals are
+judged from the signal for SIGTERM, and for `kill -9` from the death, which is when the old keeper noticed it first: the
+kernel needs its time (the floor) to take a process down. With two workers the survivor has its fair share already, and
+takes the rest once it sees that it is alone."""
+
+IDLE_METHOD = """\
+Method: one worker leads so many singleton queues, another one stands by; default settings, {seconds:g} s without work.
+Memory from smaps_rollup, CPU from /proc/pid/stat, statements counted per backend in the log of an own PostgreSQL with
+log_statement=all. Where there are singleton processes, a launcher that has the application loaded is added."""
+
+
+def _ratios(ours: float, polling: float, expiring: float) -> str:
+    return (
+        f"- Ratios of medians after kill -9, from the signal: polling takes {polling / ours:.1f} times as long, a lock "
+        f"with a time to live {expiring / ours:.0f} times."
+    )
 
 
 def _verdict(*, met: bool) -> str:
@@ -68,14 +90,9 @@ def failover_section(runs: int) -> tuple[str, int]:
         numbers.table(("", *numbers.HEAD), rows),
         "",
         *goals,
-        f"- Ratios of medians after kill -9, from the signal: polling takes {polling.median / ours:.0f} times as long, "
-        f"a lock with a time to live {expiring.median / ours:.0f} times.",
+        _ratios(ours, polling.median, expiring.median),
         "",
-        "Method: real `celery worker -X highlander` processes, default settings, the queue `highlander` and one singleton process; "
-        "after each run a new worker is started and waited for. *Told to act* is the keeper's own trace (`HIGHLANDER_TRACE`), "
-        "*first line* the journal of the singleton process, both on the boot-time clock. The goals are judged from the signal for "
-        "SIGTERM, from the death for `kill -9`: the kernel needs its time (the floor) to take a process down. With two workers "
-        "the survivor has its fair share already, and takes the rest once it sees that it is alone.",
+        FAILOVER_METHOD,
     ]
     return "\n".join(text), sum(result.overlaps for result in found.values())
 
@@ -98,27 +115,28 @@ def idle_section(seconds: float) -> str:
         ]
         for cost in costs
     ]
-    memory = max(cost.rss for cost in costs)
-    cpu = {size: max(cost.cpu for cost in costs if cost.singletons == size) for size in SIZES}
-    statements = max(cost.statements for cost in costs)
     head = ("node", "RSS MiB", "PSS MiB", "CPU of one core", "statements/s", "connections")
-    cpu_words = ", ".join(
+    method = IDLE_METHOD.format(seconds=seconds)
+    return "\n".join(
+        ["## Idle cost of a node's keeper", "", numbers.table(head, rows), "", *_idle_goals(costs), "", method]
+    )
+
+
+def _idle_goals(costs: Sequence[Cost]) -> list[str]:
+    memory = max(cost.rss for cost in costs)
+    statements = max(cost.statements for cost in costs)
+    cpu = {size: max(cost.cpu for cost in costs if cost.singletons == size) for size in SIZES}
+    by_size = ", ".join(
         f"{size:,}: {value * 100:.2f} % {_verdict(met=value <= CPU_GOAL)}" for size, value in cpu.items()
     )
-    text = [
-        "## Idle cost of a node's keeper",
-        "",
-        numbers.table(head, rows),
-        "",
-        f"- Memory at most {MEMORY_GOAL / 2**20:.0f} MiB resident: {memory / 2**20:.1f} {_verdict(met=memory <= MEMORY_GOAL)}.",
-        f"- CPU at most {CPU_GOAL * 100:.1f} % of a core, by the number of singletons: {cpu_words}.",
-        f"- Statements at most {STATEMENTS_GOAL:g} a second: {statements:.2f} {_verdict(met=statements <= STATEMENTS_GOAL)}.",
-        "",
-        f"Method: one worker leads so many singleton queues, another one stands by; default settings, nothing to do, {seconds:g} s. "
-        "Memory from smaps_rollup, CPU from /proc/pid/stat, statements counted per backend in the log of an own PostgreSQL with "
-        "log_statement=all. Where there are singleton processes, a launcher that has the application loaded is added.",
+    fits, mebi = _verdict(met=memory <= MEMORY_GOAL), 2**20
+    return [
+        f"- Memory at most {MEMORY_GOAL / mebi:.0f} MiB resident: {memory / mebi:.1f} {fits}.",
+        f"- CPU at most {CPU_GOAL * 100:.1f} % of a core, by the number of singletons: {by_size}.",
+        f"- Statements at most {STATEMENTS_GOAL:g} a second: {statements:.2f} "
+        + _verdict(met=statements <= STATEMENTS_GOAL)
+        + ".",
     ]
-    return "\n".join(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,17 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reason = Postgres.available() or Redis.available()
     if reason:
         parser.error(reason)
-    started_at = datetime.datetime.now(datetime.timezone.utc)
+    started_at = dt.datetime.now(dt.timezone.utc)
     load_before = numbers.load()
     oversleeping = numbers.oversleeping()
     with Postgres() as postgres:
         server = str(postgres.execute("show server_version")[0][0]).split()[0]
     failovers, overlaps = failover_section(options.runs)
     idling = idle_section(options.idle_seconds)
-    noise = [
-        f"Load average before: {load_before}, after: {numbers.load()} (the benchmark itself included). A sleep of 5 ms ended late by",
-        f"{oversleeping.median * 1000:.2f} ms (median), {oversleeping.maximum * 1000:.2f} ms (maximum of {len(oversleeping.values)}).",
-    ]
+    late = f"{oversleeping.median * 1000:.2f} ms (median), {oversleeping.maximum * 1000:.2f} ms (maximum)"
+    noise = f"load average {load_before} before, {numbers.load()} after; a sleep of 5 ms ended late by {late}"
     text = "\n".join(
         [
             "# Benchmark results",
@@ -150,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "",
             f"- Machine: {numbers.machine()}",
             f"- Versions: {numbers.versions()}, PostgreSQL {server} (fsync off), Redis as the broker",
-            f"- Noise: {' '.join(noise)}",
+            f"- Noise: {noise}",
             "",
             failovers,
             "",

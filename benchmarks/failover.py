@@ -1,4 +1,4 @@
-"""Failover time: from the signal to the next worker told to act, and to the first line that its singleton process wrote."""
+"""Failover time: from the signal to the next worker told to act, and to the first line of its singleton process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.numbers import Distribution
@@ -21,6 +20,7 @@ from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.arena.servers import Postgres, Redis
 
@@ -60,7 +60,7 @@ class Failovers:
 
 
 def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: int, runs: int) -> Failovers:
-    """Send `number` to the leader's main process, `runs` times, in a cluster of `workers` workers with default settings."""
+    """Send `number` to the leader's main process, `runs` times, in a cluster of `workers` workers; default settings."""
     database = postgres.create_database(f"failover_{number.name.lower()}_{workers}")
     directory = make_directory("benchmark")
     trace = directory / "trace"
@@ -97,12 +97,10 @@ def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: i
 
 
 def _next(trace: Path, token: int) -> Noted:
-    def found() -> Noted | None:
-        return next(
-            (n for n in read_trace(trace) if n.event == "start_work" and n.name == SINGLETON and n.token > token), None
-        )
+    def found() -> list[Noted]:
+        return [n for n in read_trace(trace) if n.event == "start_work" and n.name == SINGLETON and n.token > token]
 
-    return wait_until(found, 60, "the next leader")
+    return wait_until(found, 60, "the next leader")[0]
 
 
 def _first_line(journals: Path, token: int) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _STATEMENT = re.compile(r"^.{0,40}\[(\d+)\] .*?LOG:  (?:statement|execute)")
-LOGGING = {"log_statement": "all", "log_min_duration_statement": -1}
+LOGGING: dict[str, str | int] = {"log_statement": "all", "log_min_duration_statement": -1}
 WARM_UP = 15.0  # seconds: elections, and the looks at the members that lead to a spread
 
 
@@ -58,7 +58,8 @@ def measure(redis: Redis, singletons: int, seconds: float) -> list[Cost]:
         for role, priority in (("leader", "1"), ("standby", "0")):
             nodes[role] = cluster.start("--without-mingle", "--highlander-priority", priority)
             wait_until(lambda: len(cluster.acting()) == singletons, 120, f"a leader of {singletons}")
-            wait_until(lambda role=role: "ready." in nodes[role].log, 120, "the worker")
+            worker = nodes[role]
+            wait_until(lambda worker=worker: "ready." in worker.log, 120, "the worker")  # type: ignore[misc]  # a bound name
         time.sleep(WARM_UP)
         assert {pid for pid, _ in cluster.acting().values()} == {nodes["leader"].pid}
         backends = _backends(cluster)
@@ -109,7 +110,7 @@ def _backends(cluster: Cluster) -> dict[int, list[int]]:
 
 
 def _local_ports(pid: int) -> set[int]:
-    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return {int(row[1].partition(":")[2], 16) for row in rows if row[9] in inodes}

@@ -1,7 +1,7 @@
 """Two simple ways to have one leader, for comparison: `python -m benchmarks.naive poll|ttl URL TRACE` is one node.
 
-`poll`: a session advisory lock, tried for at every poll, nobody is woken. `ttl`: a row with an expiry time, as in a lock with a
-time to live; a leader that ends in an orderly way gives it back. Neither guards the work of a dead leader in any way.
+`poll`: a session advisory lock, tried for at every poll, nobody is woken. `ttl`: a row with an expiry time, as in a
+lock with a time to live; a leader that ends in an orderly way gives it back. Neither guards the work of a dead leader.
 """
 
 from __future__ import annotations

@@ -39,8 +39,9 @@ def run(target: Target, schema: str) -> dict[str, Any]:
     """
     connection = connecting.open_connection(target, "highlander-migrate")
     try:
-        connecting.check_server(connection)
-        since = migrations.migrate(connection, schema)
+        with connecting.patience(connection):
+            connecting.check_server(connection)
+            since = migrations.migrate(connection, schema)
     except SchemaError as error:
         script = migrations.script(schema)
         raise SchemaError(error.message, f"Let a role that may run:\n\n{script}\nand then: {_grants(schema)}") from None

@@ -51,6 +51,9 @@ FLUSH_AGAIN = 0.01
 LAUNCH_AGAIN = 0.5
 """Seconds before a launcher that died is started again."""
 
+UP_TIMEOUT = 5.0
+"""Seconds for a process to be there once the launcher was asked for it."""
+
 _ENDED = {"action": "process_ended"}
 _AWAY = 1.0  # seconds: a gap in our own loop as long as this says nothing about the worker
 
@@ -173,6 +176,8 @@ class Keeper:
         for process in list(self._processes.values()):
             if now >= process.restart_at:
                 self._start_process(process, now)
+            elif process.running and process.victim is None and now > process.started_at + UP_TIMEOUT:
+                self._end_launcher("it does not start processes", now)
         connecting = self._session is not None and not self._node.connected
         if connecting and now - self._session_since > CONNECT_LIMIT:
             self._close_session()
@@ -348,7 +353,7 @@ class Keeper:
         self._target_told.set()
         for process in self._processes.values():
             process.kill()
-        self._doom(self._children.victims())  # first of all; whoever was on its way in is killed by the kernel
+        self._doom(self._registered())  # a child that has not registered has not begun a singleton's task either
         self._leave("worker died", now, patient=False)
         self._all_dead(now)
 
@@ -363,7 +368,12 @@ class Keeper:
         )
         victims = [victim for pid in self._worker_tree() if (victim := hold(pid)) is not None]
         self._worker.kill()
-        self._doom(victims + self._children.victims())
+        self._doom(victims + self._registered())
+
+    def _registered(self) -> list[Victim]:
+        """The pool children that live, those included that have only just connected."""
+        self._children.accept()
+        return self._children.victims()
 
     def _worker_tree(self) -> list[int]:
         """The worker's descendants, without this keeper and its singleton processes."""
@@ -445,10 +455,7 @@ class Keeper:
         try:
             messages = launcher.receive()
         except ChannelClosedError:
-            self._selector.unregister(launcher)
-            launcher.end()
-            self._launcher = None
-            self._launch_at = now + LAUNCH_AGAIN
+            self._end_launcher("it died", now)
             return
         for message in messages:
             match message["type"]:
@@ -463,6 +470,15 @@ class Keeper:
                         self._feed(n.To(name, p.Withdraw("its module cannot be loaded")), now)
                 case _:
                     pass
+
+    def _end_launcher(self, reason: str, now: float) -> None:
+        """The processes die with it; start another one."""
+        if self._launcher is not None:
+            logger.warning("starting another launcher of singleton processes: %s", reason, extra={"action": "launcher"})
+            self._selector.unregister(self._launcher)
+            self._launcher.end()
+            self._launcher = None
+            self._launch_at = now + LAUNCH_AGAIN
 
     def _start_process(self, process: SingletonProcess, now: float) -> None:
         if self._launcher is None or not self._launcher.ready:

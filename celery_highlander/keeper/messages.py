@@ -27,8 +27,8 @@ class ChannelClosedError(ConnectionError):
 class Channel:
     """One end of a socket pair; never blocks. `send` may be called from any thread.
 
-    The kernel holds only some 300 messages. The rest waits here, and goes out with the next `send` or `flush`: who sends
-    bursts has to call `flush` again soon while `has_unsent`.
+    The kernel holds only some 300 messages. The rest waits here, and goes out with the next `send` or `flush`: who
+    sends bursts has to call `flush` again soon while `has_unsent`.
     """
 
     def __init__(self, sock: socket.socket) -> None:

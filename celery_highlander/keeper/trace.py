@@ -1,4 +1,4 @@
-"""An opt-in trace of the elections, for measurements: `HIGHLANDER_TRACE=path` has each keeper append its instants to a file.
+"""An opt-in trace of the elections, for measurements: `HIGHLANDER_TRACE=path` has each keeper append to that file.
 
 One line an event, `<boot time in seconds> <event> <singleton> <token>`, in one write: several keepers may share a file.
 """

@@ -21,7 +21,10 @@ The *server* has to notice a silent holder, or nobody can take over while the ne
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import socket
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
@@ -41,7 +44,7 @@ from celery_highlander.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import URL, Connection
 
@@ -207,6 +210,21 @@ def _unavailable(where: str, message: str) -> DatabaseUnavailableError:
     }
     hint = next((hint for words, hint in hints.items() if words in message), "")
     return DatabaseUnavailableError(f"cannot connect to {where}: {message}", hint or "Is the server up, and reachable?")
+
+
+@contextlib.contextmanager
+def patience(connection: Connection) -> Iterator[None]:
+    """Break the connection if the block takes longer than `ANSWER_TIMEOUT`: no other limit holds for a frozen server."""
+    driver: Any = connection.connection.driver_connection
+    with socket.socket(fileno=os.dup(driver.fileno())) as sock:
+        timer = threading.Timer(ANSWER_TIMEOUT, sock.shutdown, [socket.SHUT_RDWR])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 def unanswered(error: DBAPIError, target: Target) -> DatabaseUnavailableError:

@@ -16,6 +16,7 @@ from celery_highlander.store.connecting import (
     check_server,
     guard_session,
     open_connection,
+    patience,
     plain,
     unanswered,
 )
@@ -68,7 +69,8 @@ def inspect(target: Target, schema: str, timing: Timing) -> Inspection:
     """
     connection = open_connection(target, "highlander-doctor", timing)
     try:
-        return _inspect(connection, target, schema, timing)
+        with patience(connection):
+            return _inspect(connection, target, schema, timing)
     except DBAPIError as error:
         raise unanswered(error, target) from None
     finally:

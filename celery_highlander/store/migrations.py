@@ -117,10 +117,10 @@ def migrate(connection: Connection, schema: str) -> int:
                 connection.execute(text(statement))
         connection.execute(text("commit"))
     except ProgrammingError as error:
-        _roll_back(connection)
+        roll_back(connection)
         raise _no_rights(schema, reason_of(error)) from None
     except BaseException:
-        _roll_back(connection)
+        roll_back(connection)
         raise
     return since
 
@@ -131,7 +131,8 @@ def _create_schema(connection: Connection, schema: str) -> None:
         connection.execute(text(f'create schema "{schema}"'))
 
 
-def _roll_back(connection: Connection) -> None:
+def roll_back(connection: Connection) -> None:
+    """Roll back, on a connection that may be broken."""
     with contextlib.suppress(DBAPIError, InvalidRequestError):  # a broken connection has rolled back by itself
         connection.execute(text("rollback"))
 

@@ -14,10 +14,11 @@ from celery_highlander.store.connecting import (
     STANDBY_CURE,
     Target,
     open_connection,
+    patience,
     unanswered,
     without_password,
 )
-from celery_highlander.store.migrations import prefix, version_of
+from celery_highlander.store.migrations import prefix, roll_back, version_of
 from celery_highlander.store.terms import member_of
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def read(target: Target, namespace: str, schema: str, keys: Mapping[str, int]) -
     """
     connection = open_connection(target, f"highlander-status {namespace}")
     try:
-        return read_with(connection, namespace, schema, keys)
+        with patience(connection):
+            return read_with(connection, namespace, schema, keys)
     except DBAPIError as error:
         message = without_password(str(error.orig), target)
         if "permission denied" in message:
@@ -115,7 +117,7 @@ def read_with(connection: Connection, namespace: str, schema: str, keys: Mapping
         connection.execute(text(f"set local statement_timeout = '{ANSWER_TIMEOUT:g}s'"))
         return _read(connection, namespace, schema, keys)
     finally:
-        connection.execute(text("rollback"))
+        roll_back(connection)
 
 
 def _read(connection: Connection, namespace: str, schema: str, keys: Mapping[str, int]) -> list[SingletonStatus]:

@@ -21,6 +21,7 @@ from celery_highlander.worker.queues import HEADER
 if TYPE_CHECKING:
     from celery import Task
 
+_REGISTER_TIMEOUT = 5.0  # seconds: the keeper answers within milliseconds, unless it is gone
 _RETRY = 0.2  # seconds between two tries to reach the keeper
 
 
@@ -37,8 +38,8 @@ class ChildGuard:
         threading.Thread(target=self._run, name="highlander-guard", daemon=True).start()
 
     def enter(self, term: TermInfo) -> Leadership | None:
-        """A task of a singleton queue begins; None where the lease cannot be known."""
-        if not self._has_cell.wait(1.0) or self._cell is None:
+        """A task of a singleton queue begins; None where the keeper does not know of this process."""
+        if not self._has_cell.wait(_REGISTER_TIMEOUT) or self._cell is None:
             return None
         self._guarded += 1
         self._wake_out.send(b".")
@@ -66,6 +67,7 @@ class ChildGuard:
                 self._wake_in.recv(4096)
             if self._connection is not None and self._connection.fileno() in ready:
                 poll.unregister(self._connection)
+                self._has_cell.clear()
                 self._connection.close()  # the keeper says nothing over it: this is its end
                 self._connection = None
 
@@ -100,9 +102,11 @@ def _enter(task_id: str = "", task: Task | None = None, **kwargs: Any) -> None:
     if term is None or _guard is None:
         return
     leadership = _guard.enter(TermInfo(**term))
-    if leadership is not None:
-        _entered.add(task_id)
-        set_current(leadership)
+    if leadership is None:
+        os.kill(os.getpid(), signal.SIGKILL)  # nobody could kill this process before the lease ends: it must not begin
+        return
+    _entered.add(task_id)
+    set_current(leadership)
 
 
 @signals.task_postrun.connect(weak=False)

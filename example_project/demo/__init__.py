@@ -1,1 +1,1 @@
-"""The demonstration (`python -m example_project.demo`): breaks the shop in every way there is, and measures what happens."""
+"""The demonstration (`python -m example_project.demo`): breaks the shop in every way, and measures what happens."""

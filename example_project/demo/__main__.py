@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _LOST_WITHOUT_REDIS = (
-    "Broker: plain files (filesystem://), because there is no Redis here. It needs no server, but what a worker has fetched "
-    "and not finished is lost when that worker is killed; Redis and RabbitMQ give such messages to the next leader. So lost "
-    "payments are counted, but they break no promise in this run."
+    "Broker: plain files (filesystem://), because there is no Redis here. It needs no server, but what a worker has "
+    "fetched and not finished is lost when that worker is killed; Redis and RabbitMQ give such messages to the next "
+    "leader. So payments that are lost with a killed worker are counted, but they break no promise in this run."
 )
 
 
 _WITH_REDIS = (
-    "Broker: a Redis of our own. A worker takes messages off Redis by a blocked BRPOP: the one that Redis hands over just as "
-    "the worker dies is lost, so one lost payment for each worker that is killed breaks no promise."
+    "Broker: a Redis of our own. A worker takes messages off Redis by a blocked BRPOP: the one that Redis hands over "
+    "just as the worker dies is lost, so one lost payment for each worker that is killed breaks no promise."
 )
 
 
@@ -43,7 +43,8 @@ def introduce(stage: Stage, screen: PlainScreen) -> None:
         wrapped(
             f"Durations are shorter than the defaults, so that this takes a minute: lease "
             f"{timing['highlander_lease_duration']:g} s (default 6), heartbeat every "
-            f"{timing['highlander_heartbeat_interval']:g} s (1), poll every {timing['highlander_poll_interval']:g} s (0.5)."
+            f"{timing['highlander_heartbeat_interval']:g} s (1), poll every "
+            f"{timing['highlander_poll_interval']:g} s (0.5)."
         )
     )
     screen.closing(

@@ -122,12 +122,10 @@ def _play(stage: Stage, screen: Screen, number: int, scene: Scene, counted: int)
 def _takeover(stage: Stage, singleton: str, token: int, since: int, bound: float) -> float | None:
     """Wait for the first line of a later term; return the seconds since the fault."""
     try:
-        seen = wait_until(
-            lambda: found if (found := stage.tally.of(singleton)).token > token else None, bound + 10, "a takeover"
-        )
+        wait_until(lambda: stage.tally.of(singleton).token > token, bound + 10, "a takeover")
     except WaitedInVainError:
         return None
-    return (seen.first - since) / _BILLION
+    return (stage.tally.of(singleton).first - since) / _BILLION
 
 
 def _at_once(stage: Stage, singleton: str, since: int) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from example_project.demo.stage import Stage
     from tests.arena.cluster import Worker
 
@@ -82,7 +83,7 @@ def scenes(timing: dict[str, Any]) -> list[Scene]:
         Scene(
             "PostgreSQL restart",
             "Restart PostgreSQL under all of them; the leader is {leader}.",
-            f"A restarted server may have forgotten something, so the next leader first waits for a lease of {lease:g} s.",
+            f"A restarted server may have forgotten something, so the next leader first waits one lease, {lease:g} s.",
             lease + 3.0 + SLACK,  # seconds: the restart itself, and the pause between two tries to connect
             lambda stage, _: stage.postgres.restart(),
             lambda stage, _: f"All {len(stage.workers)} workers stayed up, and came back by themselves.",

@@ -98,8 +98,8 @@ class LiveScreen(PlainScreen):
     """The same lines, and below them the workers as they are."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
+        from rich.console import Console  # noqa: PLC0415  # rich may be absent
+        from rich.live import Live  # noqa: PLC0415
 
         console = Console(highlight=False)
         super().__init__(lambda text: console.print(text, markup=False, soft_wrap=True))
@@ -128,7 +128,7 @@ class LiveScreen(PlainScreen):
 
 
 def _picture(stage: Stage) -> Any:
-    from rich.table import Table
+    from rich.table import Table  # noqa: PLC0415  # rich may be absent
 
     acting = stage.cluster.acting()
     payments, prices = stage.tally.of(QUEUE), stage.tally.of(PROCESS)

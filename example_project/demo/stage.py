@@ -1,4 +1,4 @@
-"""The demonstration's stage: an own PostgreSQL, a broker, three workers behind a proxy each, and somebody who pays all the time."""
+"""The demonstration's stage: PostgreSQL, a broker, workers behind a proxy each, and somebody who pays all the time."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class Stage:
     def in_flight(self) -> float:
         """How many payments may be lost with a worker that is killed, by no fault of the election.
 
-        A worker waits for a message of Redis in a blocked BRPOP, which takes it off the list for good; if the worker dies
-        just then, it is in nobody's hands. With files it is everything that the worker has fetched.
+        A worker waits for a message of Redis in a blocked BRPOP, which takes it off the list for good; if the worker
+        dies just then, it is in nobody's hands. With files it is everything that the worker has fetched.
         """
         return 1 if self.has_redis else inf
 
@@ -141,11 +141,12 @@ class Stage:
     def leader(self) -> Worker:
         """Wait until one worker leads both singletons, and return it."""
 
-        def found() -> Worker | None:
-            pids = {self.cluster.acting().get(name, (0, 0))[0] for name in (QUEUE, PROCESS)}
-            return next((worker for worker in self.workers if {worker.pid} == pids), None)
+        def found() -> list[Worker]:
+            acting = self.cluster.acting()
+            pids = {acting.get(name, (0, 0))[0] for name in (QUEUE, PROCESS)}
+            return [worker for worker in self.workers if {worker.pid} == pids]
 
-        return wait_until(found, _PATIENCE, "one leader of both singletons")
+        return wait_until(found, _PATIENCE, "one leader of both singletons")[0]
 
     def await_nodes(self) -> None:
         """Wait until all workers that run take part."""

@@ -1,4 +1,4 @@
-"""Reads the journals as they grow: who was seen acting last, since when, and which payments are entered; judges nothing."""
+"""Reads the journals as they grow: the newest term, since when it acts, which payments are entered; judges nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Seen:
-    """What the journals say of one singleton: the newest token, when it was seen first, and how many lines there are."""
+    """What the journals say of one singleton: newest token, when it was seen first, lines, and ended tasks."""
 
     token: int = 0
     first: int = 0

@@ -18,7 +18,7 @@ class WaitedInVainError(AssertionError):
     """The event did not come within the limit."""
 
 
-def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
+def wait_until(predicate: Callable[[], T | None], timeout: float, what: str) -> T:
     """Call `predicate` until it returns something true, and return that.
 
     Args:

@@ -18,7 +18,7 @@ from celery_highlander.errors import (
     ServerVersionError,
     StandbyServerError,
 )
-from celery_highlander.store import connecting
+from celery_highlander.store import connecting, inspection, status
 from celery_highlander.store.connecting import Target, check_server, open_connection
 from tests.arena.requirements import require
 from tests.arena.servers import Database, PgBouncer, Postgres, free_port
@@ -168,6 +168,27 @@ def test_a_database_that_does_not_exist_is_unavailable(server: Postgres, driver:
     with pytest.raises(DatabaseUnavailableError, match="does not exist") as caught:
         open_connection(Target(server.url(driver, dbname="nowhere"), {}), "contract", TIMING)
     assert "highlander_url" in caught.value.hint
+
+
+@pytest.mark.parametrize("step", ["status", "inspection"])
+def test_a_server_that_freezes_after_the_connection_is_unavailable(
+    server: Postgres, database: Database, driver: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(database.url(driver), {})
+    with Node(database.url(driver)) as node:
+        node.lead()
+    connection = open_connection(target, "contract", TIMING)
+    monkeypatch.setattr(connecting, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(f"celery_highlander.store.{step}.open_connection", lambda *_: connection)
+    server.pause()
+    try:
+        with pytest.raises(DatabaseUnavailableError, match="did not answer"):
+            if step == "status":
+                status.read(target, "shop", "", {"ledger": 1})
+            else:
+                inspection.inspect(target, "", TIMING)
+    finally:
+        server.resume()
 
 
 @pytest.fixture

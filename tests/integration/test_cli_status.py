@@ -6,7 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 
+from celery_highlander import Highlander
 from celery_highlander.election.node import Mark
 from tests.arena.cluster import Cluster
 from tests.arena.requirements import require
@@ -184,6 +186,20 @@ def test_the_status_works_with_either_driver(postgres: Database, driver: str) ->
     with Node(postgres.url()) as one:
         one.heartbeat({"ledger": one.lead().token}, {"ledger"})
         assert shown(postgres.url(driver, password=PASSWORD))["state"] == "leading"
+
+
+def test_an_application_asks_who_leads(postgres: Database) -> None:
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(highlander_url=postgres.url(), highlander_queues=["ledger"])
+    highlander = Highlander(app)
+    with Node(postgres.url()) as one:
+        token = one.lead().token
+        assert highlander.whereis("ledger") is None  # it waits
+        one.heartbeat({"ledger": token}, {"ledger"})
+        assert highlander.whereis("ledger") == "n1@arena"
+        assert highlander.whereis("another") is None
+        one.terms.release("ledger", Mark("ledger", token, ""))
+        assert highlander.whereis("ledger") is None
 
 
 def test_the_command_follows_real_workers_and_works_when_they_are_gone(postgres: Database, tmp_path: Path) -> None:

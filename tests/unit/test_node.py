@@ -295,3 +295,18 @@ def test_a_term_that_cannot_be_recorded_keeps_no_other_from_leading() -> None:
     bench.feed(n.TermsBegun({"a": p.BeginFailed(1.0), "b": p.Begun(8, bench.now, STOPPED)}))
     assert bench.one(n.ReleaseLock) == n.ReleaseLock("a", None, leaving=False)
     assert bench.one(n.Start).name == "b"
+
+
+def test_what_there_was_no_room_for_is_tried_for_at_once_when_another_node_is_gone() -> None:
+    bench = Bench("a", "b").connect().poll_answered("a", members=PAIR).begun().poll_answered()
+    bench.feed(n.Notified())
+    assert bench.one(n.Poll) == n.Poll(("b",), frozenset(), {}, members=True)
+    bench.poll_answered(members=PAIR[:1])
+    assert bench.one(n.Poll).trying == {"b"}
+
+
+def test_a_node_that_leaves_does_not_look_who_else_is_there() -> None:
+    bench = Bench("a", "b").lead()
+    for name in ("a", "b"):
+        bench.tell(p.Withdraw("worker shutting down"), name)
+    assert not bench.feed(n.Notified()).asked(n.Poll)
