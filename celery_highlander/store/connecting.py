@@ -214,7 +214,7 @@ def _unavailable(where: str, message: str) -> DatabaseUnavailableError:
 
 @contextlib.contextmanager
 def patience(connection: Connection) -> Iterator[None]:
-    """Break the connection if the block takes longer than `ANSWER_TIMEOUT`: no other limit holds for a frozen server."""
+    """Break the connection if the block takes longer than `ANSWER_TIMEOUT`; a frozen server keeps no limit itself."""
     driver: Any = connection.connection.driver_connection
     with socket.socket(fileno=os.dup(driver.fileno())) as sock:
         timer = threading.Timer(ANSWER_TIMEOUT, sock.shutdown, [socket.SHUT_RDWR])

@@ -107,9 +107,19 @@ def migrate(connection: Connection, schema: str) -> int:
     Raises:
         SchemaError: the role may not do that; the hint has the SQL for one that may.
     """
+    # Locked before the transaction begins, not within it: a backend remembers that a table was missing, and
+    # `to_regclass` believes it until the next transaction begins, whoever has created the table meanwhile.
+    connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+    try:
+        return _migrate(connection, schema)
+    finally:
+        with contextlib.suppress(DBAPIError, InvalidRequestError):
+            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+
+
+def _migrate(connection: Connection, schema: str) -> int:
     connection.execute(text("begin"))
     try:
-        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         since = version_of(connection, schema)
         if since < VERSION:
             _create_schema(connection, schema)

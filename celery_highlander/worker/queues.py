@@ -192,10 +192,13 @@ class Consumers:
         return self.works.get(name) if name is not None else None
 
     def connected(self, consumer: Consumer) -> None:
-        """Take over a new connection: nothing is consumed over it yet."""
+        """Take over a new connection: nothing is consumed over it yet.
+
+        Nor now: a message that arrives before the consumer's loop runs would find no callback, and end the worker.
+        """
         self._consumer = consumer
         self._tags.clear()
-        self.reconcile()
+        self.reconcile_soon()
 
     def disconnected(self) -> None:
         """Forget the connection."""

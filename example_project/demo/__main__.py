@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from example_project.demo.play import SINGLETONS, Result, play
 from example_project.demo.screen import PlainScreen, screen_for, table, wrapped
 from example_project.demo.stage import Stage
+from tests.arena.servers import ServerError
+from tests.arena.waiting import WaitedInVainError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,12 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _ended_by_signals(), Stage() as stage:
             stage.start_servers()
             introduce(stage, screen)
-            with screen:
-                screen.follow(stage)
-                results = play(stage, screen)
-            text, kept = judge(stage, results)
+            try:
+                with screen:
+                    screen.follow(stage)
+                    results = play(stage, screen)
+                text, kept = judge(stage, results)
+            except WaitedInVainError as error:
+                text, kept = f"\nGAVE UP: {error}\n{stage.logs()}", False
             if options.keep_logs:
                 stage.keep_logs(options.keep_logs)
+    except ServerError as error:
+        screen.closing(f"The demonstration cannot start: {error}")
+        return 1
     except KeyboardInterrupt:
         screen.closing("\nInterrupted: everything that was started is stopped.")
         return 130

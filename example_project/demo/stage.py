@@ -47,6 +47,7 @@ class ShopCluster(Cluster):
             "SHOP_SETTINGS": json.dumps(settings),
             "SHOP_JOURNALS": str(self.journals),
             "SHOP_PRICE_INTERVAL": str(PRICE_INTERVAL),
+            "TMPDIR": str(self.directory),
         }
         return super().environment(conf, {**own, **(env or {})})
 
@@ -163,6 +164,14 @@ class Stage:
         """Return the payments from number `since` up to `until` that are not in the ledger."""
         ended = self.tally.of(QUEUE).ended
         return [number for number in range(since, until) if str(number) not in ended]
+
+    def logs(self, lines: int = 8) -> str:
+        """Return how the workers' logs end, for whoever has to find out what went wrong."""
+        return "\n".join(
+            f"--- {worker.name}, {'running' if worker.is_running else 'dead'}\n"
+            + "\n".join(worker.log.splitlines()[-lines:])
+            for worker in self.cluster.workers
+        )
 
     def keep_logs(self, directory: str) -> None:
         """Copy the logs and journals to `directory`."""

@@ -171,6 +171,7 @@ class FilesystemBroker:
         """What to put into a Celery application's configuration."""
         return {
             "broker_url": "filesystem://",
+            "broker_transport": "tests.arena.filesystem:Transport",
             "broker_transport_options": {
                 "data_folder_in": str(self.messages),
                 "data_folder_out": str(self.messages),

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import kombu.pools
 import psycopg2
 
 from tests.arena import processes
@@ -178,6 +179,7 @@ class Cluster:
             worker.close()
         if self._app is not None:
             self._app.close()
+            kombu.pools.reset()  # of the whole process: they remember which queues were declared
 
     def start(
         self,

@@ -26,7 +26,7 @@ from tests.arena.waiting import wait_until
 from tests.contract.nodes import LIMIT, TIMING, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.postgres
 
@@ -179,14 +179,15 @@ def test_a_server_that_freezes_after_the_connection_is_unavailable(
         node.lead()
     connection = open_connection(target, "contract", TIMING)
     monkeypatch.setattr(connecting, "ANSWER_TIMEOUT", 0.5)
+    asks: dict[str, Callable[[], object]] = {
+        "status": lambda: status.read(target, "shop", "", {"ledger": 1}),
+        "inspection": lambda: inspection.inspect(target, "", TIMING),
+    }
     monkeypatch.setattr(f"celery_highlander.store.{step}.open_connection", lambda *_: connection)
     server.pause()
     try:
         with pytest.raises(DatabaseUnavailableError, match="did not answer"):
-            if step == "status":
-                status.read(target, "shop", "", {"ledger": 1})
-            else:
-                inspection.inspect(target, "", TIMING)
+            asks[step]()
     finally:
         server.resume()
 

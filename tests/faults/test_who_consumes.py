@@ -71,7 +71,7 @@ def test_a_broker_restart_does_not_make_a_standby_consume(
     cluster: MakeCluster, request: pytest.FixtureRequest, broker: str
 ) -> None:
     server: Redis | RabbitMQ = request.getfixturevalue(f"{broker}_server")
-    shop = cluster(broker, processes={})
+    shop = cluster(broker, processes={}, conf={"highlander_broker_timeout": 60.0})
     workers = [shop.start(*scenes.QUIET) for _ in range(2)]
     leader = shop.leader(QUEUE, timeout=scenes.PATIENCE)
     scenes.ready(*workers)
@@ -79,7 +79,7 @@ def test_a_broker_restart_does_not_make_a_standby_consume(
     token = shop.token(QUEUE)
     server.restart()
     scenes.finishes(shop)
-    leader = shop.leader(QUEUE)
+    assert shop.leader(QUEUE) is leader
     expected = {worker.name: ["celery", QUEUE] if worker is leader else ["celery"] for worker in workers}
     wait_until(lambda: consumers(shop, *workers) == expected, scenes.PATIENCE, "the leader alone to consume")
     assert {run.owner.token for run in shop.referee().task_runs(QUEUE)} == {str(token)}
