@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.numbers import Distribution
@@ -74,8 +75,8 @@ def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: i
         for _ in range(workers):
             start()
         cluster.leader(SINGLETON)
-        for _ in range(runs):
-            wait_until(lambda: all(worker.log.count("ready.") for worker in cluster.workers), 60, "all workers")
+        for round_ in range(runs):
+            wait_until(partial(_can_take_over, cluster, trace, workers + round_), 60, "all workers")
             time.sleep(SETTLE)
             leader, token = cluster.leader(SINGLETON), cluster.token(SINGLETON)
             sent_at = boot_time()
@@ -94,6 +95,12 @@ def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: i
         found.overlaps = len(cluster.referee().overlaps(SINGLETON))
     database.drop()
     return found
+
+
+def _can_take_over(cluster: Cluster, trace: Path, started: int) -> bool:
+    """Whether each worker is up, and its launcher has the application loaded: before that it does not campaign."""
+    launchers = sum(noted.event == "launcher_ready" for noted in read_trace(trace))
+    return launchers >= started and all("ready." in worker.log for worker in cluster.workers)
 
 
 def _next(trace: Path, token: int) -> Noted:

@@ -461,6 +461,7 @@ class Keeper:
             match message["type"]:
                 case "ready":
                     launcher.ready = True
+                    self._trace("launcher_ready", "-", 0)
                     self._tell("launcher_ready")
                     for name in sorted(self._campaigning & self._process_names):
                         self._feed(n.To(name, p.Campaign()), now)
