@@ -41,6 +41,11 @@ logger = logging.getLogger("celery_highlander")
 RESPAWN_DELAY = 0.2
 """Seconds before a keeper that died is started again."""
 
+# A pool child that the main thread forks while a keeper is being started would inherit the keeper's end of the
+# channel, and the pipe on which `Popen` waits for the new program to begin: it would wait until that child dies.
+_no_fork = threading.Lock()
+os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
+
 _PATIENCE = 0.02  # seconds between two looks at work that has to stop
 
 
@@ -274,15 +279,16 @@ class KeeperLink:
 
     def _spawn(self) -> None:
         settings = self._plan.settings
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "celery_highlander.keeper", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._cell_descriptor),
-                start_new_session=True,
-                env=os.environ | {"PYTHONPATH": _python_path()},
-            )
+        with _no_fork:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._keeper = subprocess.Popen(
+                    [sys.executable, "-m", "celery_highlander.keeper", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), self._cell_descriptor),
+                    start_new_session=True,
+                    env=os.environ | {"PYTHONPATH": _python_path()},
+                )
         self._channel = Channel(ours)
         self._heard_at = boot_time() + settings.worker_timeout + 10.0  # its first word may take the time of its imports
         self._pulse_at = 0.0

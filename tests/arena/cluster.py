@@ -302,5 +302,6 @@ class Cluster:
         return self._app
 
     def send(self, number: int, *, seconds: float = 0.01, queue: str = "highlander", task: str = "work") -> None:
-        """Send one message."""
-        self.app.send_task(f"tests.arena.shop.{task}", args=(number, seconds), queue=queue)
+        """Send one message; logs show it as `task-<number>`."""
+        name = f"tests.arena.shop.{task}"
+        self.app.send_task(name, args=(number, seconds), queue=queue, task_id=f"task-{number}")

@@ -54,14 +54,15 @@ def _kill_children(_: Cluster, leader: Worker) -> None:
     leader.send(signal.SIGTERM)
 
 
-KINDS: list[Callable[[Cluster, Worker], None]] = [
-    _terminate_worker,
-    _kill_worker,
-    _end_session,
-    _kill_keeper,
-    _quit_worker,
-    _kill_children,
+KINDS: list[tuple[Callable[[Cluster, Worker], None], bool]] = [
+    (_terminate_worker, True),
+    (_kill_worker, True),
+    (_end_session, False),
+    (_kill_keeper, False),
+    (_quit_worker, True),
+    (_kill_children, True),
 ]
+"""How a term is ended, and whether the worker ends with it."""
 
 
 @contextlib.contextmanager
@@ -93,17 +94,22 @@ def test_every_message_is_processed_and_none_by_two_at_once(cluster: MakeCluster
         shop.start(*scenes.QUIET, concurrency=2)
     leader = shop.leader(QUEUE, timeout=scenes.PATIENCE)
     token = shop.token(QUEUE)
+    ended: list[Worker] = []
     with storm(shop) as sent:
-        for inject in itertools.islice(itertools.cycle(KINDS), FAILOVERS):
+        for inject, ends in itertools.islice(itertools.cycle(KINDS), FAILOVERS):
             scenes.acts(shop, QUEUE, token - 1)
             inject(shop, leader)
+            if ends:
+                ended.append(leader)
+                shop.start(*scenes.QUIET, concurrency=2)
             leader = shop.leader(QUEUE, other_than=token, timeout=scenes.PATIENCE)
             token = shop.token(QUEUE)
-            while sum(worker.is_running for worker in shop.workers) < 3:
-                shop.start(*scenes.QUIET, concurrency=2)
     numbers = [str(number) for number in sent]
     wait_until(lambda: not shop.referee().missing(numbers, QUEUE), 2 * scenes.PATIENCE, "every message to be processed")
     referee = shop.referee()
     referee.verdict(QUEUE)
     assert referee.concurrent_runs(QUEUE) == []
-    assert len({spell.owner.token for spell in referee.spells(QUEUE)}) > FAILOVERS / 2
+    assert len({spell.owner.token for spell in referee.spells(QUEUE)}) > FAILOVERS
+    for worker in ended:
+        scenes.nothing_left(worker)
+    assert sum(worker.is_running for worker in shop.workers) == 3
