@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery.worker import state
 
 from celery_highlander.clock import boot_time
+from celery_highlander.worker.fetching import fetcher_for
 from celery_highlander.worker.rescue import rescue_unacknowledged
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from celery.worker.request import Request
 
     from celery_highlander.keeper.cell import LeaseCell
+    from celery_highlander.worker.fetching import Fetcher
     from celery_highlander.worker.leadership import TermInfo
     from celery_highlander.worker.pools import TaskStopper
 
@@ -163,6 +165,7 @@ class Consumers:
         self.closing = False  # the worker is on its way out: nothing may start any more
         self._routes: dict[tuple[str, str], str] = {}
         self._tags: dict[str, str] = {}
+        self._fetcher: Fetcher | None = None
 
     def declare(self, names: Iterable[str]) -> None:
         """Make each queue known to the app, as one that is not consumed."""
@@ -198,11 +201,14 @@ class Consumers:
         """
         self._consumer = consumer
         self._tags.clear()
+        self._fetcher = fetcher_for(consumer, list(self.works), lambda name: self.works[name].is_open)
         self.reconcile_soon()
 
     def disconnected(self) -> None:
         """Forget the connection."""
         self._consumer = None
+        if self._fetcher is not None:
+            self._fetcher.close()
 
     @property
     def is_connected(self) -> bool:

@@ -1,0 +1,1 @@
+"""Bugs planted on purpose in the code of the processes, to see the fault tests go red."""
