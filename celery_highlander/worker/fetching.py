@@ -26,9 +26,8 @@ BUSY_INTERVAL = 0.005
 IDLE_INTERVAL = 0.05
 """Seconds between two looks at an empty queue, at most."""
 
-# KEYS: the hash and the index of unacknowledged messages, then the queue's lists by priority. ARGV: the time. A message is
-# looked at before it is taken, since a script that fails half-way is not undone; one that is no JSON is kombu's to
-# judge.
+# KEYS: the hash and the index of unacknowledged messages, then the queue's lists by priority. ARGV: the time. A message
+# is looked at before it is taken, for a script that fails half-way is not undone; one that is no JSON is for kombu.
 _MOVE = """
 for i = 3, #KEYS do
     local item = redis.call('LINDEX', KEYS[i], -1)

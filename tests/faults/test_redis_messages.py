@@ -43,5 +43,5 @@ def test_messages_of_every_priority_are_fetched_the_most_urgent_first(cluster: M
         shop.app.send_task("tests.arena.shop.work", args=(message,), queue=QUEUE, priority=priority)
     shop.start(*QUIET, "--prefetch-multiplier", "1")
     wait_until(lambda: not shop.referee().missing(["0", "1", "2", "3"], QUEUE), PATIENCE, "all four to be processed")
-    runs = sorted(shop.referee().task_runs(QUEUE), key=lambda run: run.start)
+    runs = sorted(shop.referee().task_runs(QUEUE), key=lambda run: run.first)
     assert [run.task_id for run in runs] == ["3", "2", "1", "0"]

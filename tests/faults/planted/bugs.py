@@ -1,0 +1,142 @@
+"""The list of planted bugs: what each does wrong, as a change of the text, and the test that has to go red.
+
+Where two layers guard the same thing, both have to be broken before anybody can see it; such bugs change two places.
+`python -m tests.faults.planted` runs all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A replacement in one file of the package; `old` has to be there exactly once."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A planted bug, and the test (below `tests/faults`) that finds it."""
+
+    name: str
+    changes: tuple[Change, ...]
+    test: str
+
+
+BUGS = (
+    Bug(
+        "the keeper leaves the children of a dead worker alone",
+        (Change("keeper/loop.py", "self._doom(self._children.victims())  # first of all", "pass  # first of all"),),
+        "test_signals.py::test_a_killed_worker_leaves_nothing_and_is_taken_over_at_once[rabbitmq-psycopg2]",
+    ),
+    Bug(
+        "the lock is given back as soon as the worker was told to stop",
+        (
+            Change(
+                "keeper/loop.py",
+                "        if process is None:\n            return\n        process.stop(reason)",
+                "        if process is None:\n"
+                "            return self._work_stopped(name, token, reason, 0.0, boot_time())\n"
+                "        process.stop(reason)",
+            ),
+        ),
+        "test_signals.py::test_a_warm_shutdown_hands_over_after_the_running_task[SIGTERM]",
+    ),
+    Bug(
+        "the worker goes on without its keeper",
+        (
+            Change(
+                "worker/link.py",
+                "list(self._held.items()):\n            self._stop(name, held.token, reason, deadline",
+                "[]:\n            self._stop(name, held.token, reason, deadline",
+            ),
+            Change("worker/link.py", "        self._watch_lease(now)\n", ""),
+        ),
+        "test_signals.py::test_a_killed_keeper_ends_the_terms_and_the_worker_lives_on_with_a_new_one",
+    ),
+    Bug(
+        "a new keeper forgets what was said together with the hello",
+        (Change("keeper/__main__.py", "keeper.run(further)", "keeper.run([])"),),
+        "test_signals.py::test_a_killed_keeper_ends_the_terms_and_the_worker_lives_on_with_a_new_one",
+    ),
+    Bug(
+        "a frozen worker is not noticed",
+        (Change("keeper/loop.py", "            self._freeze(now)\n", "            pass\n"),),
+        "test_signals.py::test_a_frozen_worker_is_killed_by_its_keeper",
+    ),
+    Bug(
+        "a frozen keeper is not noticed",
+        (Change("worker/link.py", '            self._keeper_lost("keeper silent")\n', "            pass\n"),),
+        "test_signals.py::test_a_frozen_keeper_is_killed_by_its_worker",
+    ),
+    Bug(
+        "a pool child does not end itself when the lease ends",
+        (
+            Change(
+                "worker/children.py",
+                "                if left <= 0:\n                    os.kill(os.getpid(), signal.SIGKILL)",
+                "                if left <= 0:\n                    left = 1.0",
+            ),
+        ),
+        "test_signals.py::test_a_node_frozen_as_a_whole_has_stopped_its_work_before_its_lease_ends",
+    ),
+    Bug(
+        "a singleton process does not end itself when the lease ends",
+        (
+            Change(
+                "worker/launcher.py",
+                "        if left <= 0:\n            os.kill(os.getpid(), signal.SIGKILL)",
+                "        if left <= 0:\n            left = 1.0",
+            ),
+        ),
+        "test_signals.py::test_a_node_frozen_as_a_whole_has_stopped_its_work_before_its_lease_ends",
+    ),
+    Bug(
+        "singleton processes outlive their keeper",
+        (
+            Change("worker/launcher.py", '    if sys.platform == "linux":\n', "    if parent < 0:\n"),
+            Change(
+                "worker/launcher.py",
+                "        except ChannelClosedError:\n            os.kill(os.getpid(), signal.SIGKILL)",
+                "        except ChannelClosedError:\n            return",
+            ),
+        ),
+        "test_signals.py::test_a_killed_keeper_ends_the_terms_and_the_worker_lives_on_with_a_new_one",
+    ),
+    Bug(
+        "every worker consumes the singleton queue",
+        (Change("worker/queues.py", "        self._app.amqp.queues.deselect([name])\n", "        pass\n"),),
+        "test_who_consumes.py::test_only_the_leader_consumes_the_singleton_queue[redis-2-plain]",
+    ),
+    Bug(
+        "the gate is always open, and nothing is given back",
+        (
+            Change(
+                "worker/queues.py",
+                "        return self.is_wanted and boot_time() < self._cell.deadline",
+                "        return True",
+            ),
+            Change(
+                "worker/queues.py",
+                "work.give_back([request for request in fetched if self.work_of(request) is work], consumer)",
+                "pass",
+            ),
+        ),
+        "test_message_storm.py::test_every_message_is_processed_and_none_by_two_at_once[rabbitmq]",
+    ),
+    Bug(
+        "a process that keeps failing is never handed on",
+        (
+            Change(
+                "keeper/processes.py",
+                "if not self.stopping and self.quick_ends < len(RESTART_DELAYS):",
+                "if not self.stopping and (self.quick_ends := 0) == 0:",
+            ),
+        ),
+        "test_processes.py::test_a_process_that_keeps_failing_on_one_node_is_handed_on_to_another",
+    ),
+)
