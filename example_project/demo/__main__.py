@@ -27,8 +27,8 @@ _LOST_WITHOUT_REDIS = (
 
 
 _WITH_REDIS = (
-    "Broker: a Redis of our own. A worker takes messages off Redis by a blocked BRPOP: the one that Redis hands over "
-    "just as the worker dies is lost, so one lost payment for each worker that is killed breaks no promise."
+    "Broker: a Redis of our own. A payment goes from the queue into the list of unacknowledged ones in one step, and "
+    "the next leader finds it there: not one may be lost, whatever happens to the worker."
 )
 
 

@@ -83,8 +83,7 @@ class Stage:
         self.postgres = self._exits.enter_context(Postgres(fresh=True))
         if self.has_redis:
             url = self._exits.enter_context(Redis()).url()
-            # A worker asks for a new set of queues when its blocked BRPOP ends: after 1 s, unless told otherwise.
-            broker: dict[str, Any] = {"broker_url": url, "broker_transport_options": {"polling_interval": 0.1}}
+            broker: dict[str, Any] = {"broker_url": url}
         else:
             broker = FilesystemBroker(directory / "broker").conf()
         self.cluster = ShopCluster(self.postgres.url(), broker, directory)
@@ -95,10 +94,9 @@ class Stage:
     def in_flight(self) -> float:
         """How many payments may be lost with a worker that is killed, by no fault of the election.
 
-        A worker waits for a message of Redis in a blocked BRPOP, which takes it off the list for good; if the worker
-        dies just then, it is in nobody's hands. With files it is everything that the worker has fetched.
+        With Redis none; with files everything that the worker has fetched.
         """
-        return 1 if self.has_redis else inf
+        return 0 if self.has_redis else inf
 
     def start_worker(self) -> Worker:
         """Start one more worker, with a proxy of its own to the database; a later one has a lower priority."""

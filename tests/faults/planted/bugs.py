@@ -30,7 +30,7 @@ class Bug:
 BUGS = (
     Bug(
         "the keeper leaves the children of a dead worker alone",
-        (Change("keeper/loop.py", "self._doom(self._children.victims())  # first of all", "pass  # first of all"),),
+        (Change("keeper/loop.py", "        self._doom(self._registered())  # a child", "        # a child"),),
         "test_signals.py::test_a_killed_worker_leaves_nothing_and_is_taken_over_at_once[rabbitmq-psycopg2]",
     ),
     Bug(
