@@ -69,6 +69,7 @@ def test_nobody_else_acts_while_a_leader_whose_session_was_terminated_needs_3_se
         assert scenes.gap(shop, singleton, token) < AFTER_THE_LEASE
 
 
+@pytest.mark.slow
 def test_the_leaders_session_alone_terminated_hands_over_to_the_standby_or_back(
     cluster: MakeCluster, postgres: Database
 ) -> None:
@@ -84,7 +85,14 @@ def test_the_leaders_session_alone_terminated_hands_over_to_the_standby_or_back(
         assert scenes.gap(shop, singleton, token) < AFTER_THE_LEASE
 
 
-@pytest.mark.parametrize(("mode", "driver"), [("fast", "psycopg2"), ("immediate", "psycopg2"), ("fast", "psycopg")])
+@pytest.mark.parametrize(
+    ("mode", "driver"),
+    [
+        ("immediate", "psycopg2"),
+        pytest.param("fast", "psycopg2", marks=pytest.mark.slow),
+        pytest.param("fast", "psycopg", marks=pytest.mark.slow),
+    ],
+)
 def test_workers_live_through_a_restart_of_the_database(
     cluster: MakeCluster, own_server: Postgres, mode: StopMode, driver: str
 ) -> None:
@@ -98,7 +106,7 @@ def test_workers_live_through_a_restart_of_the_database(
         assert scenes.gap(shop, singleton, token) < AFTER_THE_LEASE + LONGEST_RECONNECT
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", ["fast", pytest.param("immediate", marks=pytest.mark.slow)])
 def test_nothing_runs_while_the_database_is_down_for_longer_than_the_lease(
     cluster: MakeCluster, own_server: Postgres, mode: StopMode
 ) -> None:
@@ -141,7 +149,12 @@ def test_work_is_dead_before_the_lease_ends_when_the_database_is_paused(
 
 @pytest.mark.parametrize(
     ("direction", "driver"),
-    [(None, "psycopg2"), ("to_client", "psycopg2"), ("to_server", "psycopg2"), (None, "psycopg")],
+    [
+        pytest.param(None, "psycopg2", id="both-psycopg2"),
+        pytest.param("to_client", "psycopg2", marks=pytest.mark.slow),
+        pytest.param("to_server", "psycopg2", marks=pytest.mark.slow),
+        pytest.param(None, "psycopg", id="both-psycopg", marks=pytest.mark.slow),
+    ],
 )
 def test_a_leader_that_is_cut_off_from_the_database_is_replaced_within_the_lease(
     cluster: MakeCluster, own_server: Postgres, direction: str | None, driver: str

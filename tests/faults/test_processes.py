@@ -63,6 +63,7 @@ def test_a_killed_launcher_takes_its_processes_along_and_is_replaced(cluster: Ma
     assert shop.referee().overlaps(PROCESS) == []
 
 
+@pytest.mark.slow
 def test_a_stubborn_process_is_killed_when_its_worker_shuts_down(cluster: MakeCluster) -> None:
     shop = cluster("redis", processes=STUBBORN)
     leader, _ = scenes.leader_and_standby(shop, task_seconds=0.01)
@@ -86,7 +87,11 @@ def test_a_stubborn_process_is_dead_before_the_lease_ends_when_the_session_is_lo
 
 
 @pytest.mark.parametrize(
-    "options", [("--max-tasks-per-child", "1"), ("--autoscale", "4,1")], ids=["max-tasks-per-child", "autoscale"]
+    "options",
+    [
+        pytest.param(("--max-tasks-per-child", "1"), id="max-tasks-per-child"),
+        pytest.param(("--autoscale", "4,1"), id="autoscale", marks=pytest.mark.slow),
+    ],
 )
 def test_children_that_came_later_die_with_their_worker(cluster: MakeCluster, options: tuple[str, ...]) -> None:
     shop = cluster("rabbitmq", processes={})

@@ -48,7 +48,13 @@ class Terms:
         self.cluster.referee().verdict(QUEUE, PROCESS)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.slow),
+    ],
+)
 def test_a_warm_shutdown_hands_over_after_the_running_task(cluster: MakeCluster, number: signal.Signals) -> None:
     shop = cluster("rabbitmq")
     leader, _ = scenes.leader_and_standby(shop, task_seconds=2.0)
@@ -112,7 +118,7 @@ def _stop_both(leader: Worker) -> None:
     leader.send(signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+@pytest.mark.parametrize("broker", ["rabbitmq", pytest.param("redis", marks=pytest.mark.slow)])
 def test_a_cold_shutdown_leaves_nothing_and_is_taken_over(cluster: MakeCluster, broker: str) -> None:
     shop = cluster(broker)
     leader, _ = scenes.leader_and_standby(shop)
@@ -124,7 +130,12 @@ def test_a_cold_shutdown_leaves_nothing_and_is_taken_over(cluster: MakeCluster, 
 
 
 @pytest.mark.parametrize(
-    ("broker", "driver"), [("rabbitmq", "psycopg2"), ("redis", "psycopg2"), ("rabbitmq", "psycopg")]
+    ("broker", "driver"),
+    [
+        ("rabbitmq", "psycopg2"),
+        ("redis", "psycopg2"),
+        pytest.param("rabbitmq", "psycopg", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_worker_leaves_nothing_and_is_taken_over_at_once(
     cluster: MakeCluster, broker: str, driver: str
@@ -168,7 +179,7 @@ def test_a_killed_keeper_ends_the_terms_and_the_worker_lives_on_with_a_new_one(c
     assert leader.keeper != old
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+@pytest.mark.parametrize("broker", ["rabbitmq", pytest.param("redis", marks=pytest.mark.slow)])
 def test_a_worker_killed_with_its_keeper_leaves_nothing_and_is_taken_over_within_the_lease(
     cluster: MakeCluster, broker: str
 ) -> None:
@@ -189,6 +200,7 @@ def test_a_frozen_worker_is_killed_by_its_keeper(cluster: MakeCluster) -> None:
     terms.are_taken_over(within=AFTER_THE_LEASE)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_frozen_for_a_moment_goes_on_leading(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq")
     leader, _ = scenes.leader_and_standby(shop)
@@ -213,6 +225,7 @@ def test_a_frozen_keeper_is_killed_by_its_worker(cluster: MakeCluster) -> None:
     assert leader.is_running
 
 
+@pytest.mark.slow
 def test_a_keeper_that_was_frozen_for_a_moment_goes_on(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq")
     leader, _ = scenes.leader_and_standby(shop)

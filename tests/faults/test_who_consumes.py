@@ -37,8 +37,8 @@ def consumers(cluster: Cluster, *workers: Worker) -> dict[str, list[str]]:
     ("broker", "count", "options"),
     [
         ("rabbitmq", 2, ("-X", QUEUE)),
-        ("rabbitmq", 2, ()),
-        ("redis", 2, ("-X", QUEUE)),
+        pytest.param("rabbitmq", 2, (), marks=pytest.mark.slow),
+        pytest.param("redis", 2, ("-X", QUEUE), marks=pytest.mark.slow),
         ("redis", 2, ()),
         pytest.param("rabbitmq", 5, ("-X", QUEUE), marks=pytest.mark.slow),
         pytest.param("redis", 5, (), marks=pytest.mark.slow),
@@ -66,7 +66,7 @@ def test_worker_that_consumes_one_other_queue_takes_the_singleton_queue_too(clus
     assert consumers(shop, worker) == {worker.name: [QUEUE, "other"]}
 
 
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize("broker", ["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
 def test_a_broker_restart_does_not_make_a_standby_consume(
     cluster: MakeCluster, request: pytest.FixtureRequest, broker: str
 ) -> None:
@@ -86,6 +86,7 @@ def test_a_broker_restart_does_not_make_a_standby_consume(
     shop.referee().verdict(QUEUE)
 
 
+@pytest.mark.slow
 def test_a_leader_without_its_broker_for_long_steps_down_and_no_standby_keeps_the_queue(
     cluster: MakeCluster, request: pytest.FixtureRequest
 ) -> None:
