@@ -181,8 +181,8 @@ class QueueStep(bootsteps.StartStopStep):
         if c.hub is None:
             _drain_often(c)
         step.consumers.connected(c)
+        step.link.broker_is(connected=True)  # first, or the link's thread withdraws again what campaigns here
         step.link.campaign(sorted(step.queues))
-        step.link.broker_is(connected=True)
 
     def stop(self, c: Consumer) -> None:
         """The connection is gone, or about to be closed."""
