@@ -87,8 +87,8 @@ class Fetcher:
             for queue in self._queues:
                 while self._is_open(queue) and self._channel.qos.can_consume() and self._fetch(queue):
                     found = True
-        except self._channel.connection_errors as error:  # the loop meets the same error, and reconnects
-            logger.warning("highlander: cannot fetch from Redis: %s", error)
+        except self._channel.connection_errors:
+            raise  # out of the timer, to the consumer's loop: it reconnects
         except Exception:
             logger.exception("highlander: fetching from Redis failed")
         self._interval = BUSY_INTERVAL if found else min(IDLE_INTERVAL, self._interval * 2)
