@@ -59,7 +59,7 @@ test-quick: $(STAMP) ## Run the unit tests only
 .PHONY: faults
 faults: $(STAMP) ## Run every fault, the long ones too; report in reports/faults.xml and reports/faults.txt
 	@mkdir -p reports
-	$(BIN)/python -m pytest tests/faults -m "" -v -rA --durations=0 --session-timeout=$(FAULTS_SECONDS) \
+	$(BIN)/python -m pytest tests/faults tests/planted -m "" -v -rA --durations=0 --session-timeout=$(FAULTS_SECONDS) \
 	    --junitxml=reports/faults.xml $(PYTEST_ARGS) 2>&1 | tee reports/faults.txt
 
 .PHONY: bench
