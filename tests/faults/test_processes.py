@@ -86,6 +86,20 @@ def test_a_stubborn_process_is_dead_before_the_lease_ends_when_the_session_is_lo
     assert standby.is_running
 
 
+def test_a_stubborn_process_of_a_frozen_node_is_dead_before_the_lease_ends(cluster: MakeCluster) -> None:
+    shop = cluster("redis", processes=STUBBORN)
+    leader, _ = scenes.leader_and_standby(shop, task_seconds=0.01)
+    token = scenes.acts(shop, PROCESS)
+    os.kill(leader.keeper, signal.SIGSTOP)
+    leader.send(signal.SIGSTOP)
+    scenes.acts(shop, PROCESS, token)
+    number = 7
+    shop.send(number, queue="celery", task="ordinary")
+    scenes.ended(shop, number, journal="ordinary")
+    shop.referee().verdict(PROCESS)
+    assert scenes.gap(shop, PROCESS, token) < LEASE + 4.0
+
+
 @pytest.mark.parametrize(
     "options",
     [

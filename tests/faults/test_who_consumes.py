@@ -58,6 +58,17 @@ def test_only_the_leader_consumes_the_singleton_queue(
     assert {run.owner.node for run in shop.referee().task_runs(QUEUE)} == {str(leader.pid)}
 
 
+def test_a_singleton_queue_that_the_application_declares_is_not_consumed_by_a_standby(cluster: MakeCluster) -> None:
+    queues = {name: {"exchange": name, "routing_key": name} for name in ("celery", QUEUE)}
+    shop = cluster("redis", processes={}, conf={"task_queues": queues})
+    workers = [shop.start(*scenes.QUIET) for _ in range(2)]
+    leader = shop.leader(QUEUE, timeout=scenes.PATIENCE)
+    scenes.ready(*workers)
+    scenes.finishes(shop)
+    expected = {worker.name: ["celery", QUEUE] if worker is leader else ["celery"] for worker in workers}
+    assert consumers(shop, *workers) == expected
+
+
 def test_worker_that_consumes_one_other_queue_takes_the_singleton_queue_too(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq", processes={})
     worker = shop.start(*scenes.QUIET, "-Q", "other")

@@ -29,8 +29,8 @@ class Bug:
 
 BUGS = (
     Bug(
-        "the keeper leaves the children of a dead worker alone",
-        (Change("keeper/loop.py", "        self._doom(self._registered())  # a child", "        # a child"),),
+        "a keeper goes on leading for a dead worker",
+        (Change("keeper/loop.py", "if self._worker_gone_at is None or self._dying:", "if True:"),),
         "test_signals.py::test_a_killed_worker_leaves_nothing_and_is_taken_over_at_once[rabbitmq-psycopg2]",
     ),
     Bug(
@@ -93,7 +93,7 @@ BUGS = (
                 "        if left <= 0:\n            left = 1.0",
             ),
         ),
-        "test_signals.py::test_a_node_frozen_as_a_whole_has_stopped_its_work_before_its_lease_ends",
+        "test_processes.py::test_a_stubborn_process_of_a_frozen_node_is_dead_before_the_lease_ends",
     ),
     Bug(
         "singleton processes outlive their keeper",
@@ -108,9 +108,19 @@ BUGS = (
         "test_signals.py::test_a_killed_keeper_ends_the_terms_and_the_worker_lives_on_with_a_new_one",
     ),
     Bug(
-        "every worker consumes the singleton queue",
-        (Change("worker/queues.py", "        self._app.amqp.queues.deselect([name])\n", "        pass\n"),),
+        "a standby consumes the singleton queue",
+        (Change("worker/queues.py", "        return self.token is not None and not self", "        return not self"),),
         "test_who_consumes.py::test_only_the_leader_consumes_the_singleton_queue[redis-2-plain]",
+    ),
+    Bug(
+        "a queue that the application declares stays selected",
+        (
+            Change("worker/queues.py", "        self._app.amqp.queues.deselect([name])\n", "        pass\n"),
+            Change(
+                "worker/queues.py", "            if consuming:\n", "            if consuming and name in self._tags:\n"
+            ),
+        ),
+        "test_who_consumes.py::test_a_singleton_queue_that_the_application_declares_is_not_consumed_by_a_standby",
     ),
     Bug(
         "the gate is always open, and nothing is given back",
