@@ -44,6 +44,11 @@ class Settings:
         poll_interval: from one try of a standby for the lock to the next one.
         worker_timeout: how long the worker's main process may be silent before its keeper takes it for frozen.
         broker_timeout: how long a leader may be without its broker before it steps down from its queues.
+        progress_timeout: how long the worker's main loop, or a process that called `leadership.progress()`, may make no
+            progress before another node gets its singletons.
+        on_stuck: what becomes of a worker whose tasks cannot be stopped before the lease ends: `kill`, or `continue`,
+            which is unsafe: the next leader acts beside it.
+        queue_concurrency: how many tasks of a queue may run at once, by the queue's name; with 1 they run in order.
         eligible: whether this node may lead at all (`--highlander-eligible`).
         priority: nodes of a higher priority lead first (`--highlander-priority`).
     """
@@ -63,6 +68,9 @@ class Settings:
     poll_interval: float = 0.5
     worker_timeout: float = 3.0
     broker_timeout: float = 10.0
+    progress_timeout: float = 30.0
+    on_stuck: str = "kill"
+    queue_concurrency: Mapping[str, int] = field(default_factory=dict)
     eligible: bool = True
     priority: int = 0
 
@@ -88,7 +96,9 @@ DURATIONS = (
     "poll_interval",
     "worker_timeout",
     "broker_timeout",
+    "progress_timeout",
 )
+ON_STUCK = ("kill", "continue")
 KNOWN = frozenset(spec.name for spec in fields(Settings))
 
 
@@ -126,7 +136,7 @@ def _unknown(name: str) -> str:
     return f"unknown setting {name!r}" + (f": did you mean {PREFIX + close[0]!r}?" if close else "")
 
 
-def _normalise(given: dict[str, object]) -> list[str]:
+def _normalise(given: dict[str, object]) -> list[str]:  # noqa: C901  # a list of settings, one after the other
     """Bring each value into its type, in place; return what cannot be."""
     problems = []
     for name, value in list(given.items()):
@@ -146,10 +156,14 @@ def _normalise(given: dict[str, object]) -> list[str]:
             problems += _check_queues(given)
         elif name == "processes":
             problems += _check_processes(given)
+        elif name == "queue_concurrency":
+            problems += _check_concurrency(value)
         elif name == "url":
             problems += check_url(value) if value != "" else []  # as good as not set
         elif not isinstance(value, str):
             problems.append(f"{full} = {value!r} is not a string")
+        elif name == "on_stuck" and value not in ON_STUCK:
+            problems.append(f"{full} = {value!r} is neither 'kill' nor 'continue'")
         elif name == "namespace" and not _NAMESPACE.fullmatch(value):
             problems.append(f"{full} = {value!r} is not 1 to 28 letters, digits, '_', '.' or '-'")
         elif name == "schema" and value and not _SCHEMA.fullmatch(value):
@@ -181,6 +195,19 @@ def _check_processes(given: dict[str, object]) -> list[str]:
         if not isinstance(path, str) or not re.fullmatch(r"[\w.]+[:.]\w[\w.]*", path):
             problems.append(f"{PREFIX}processes[{name!r}] = {path!r} is not a dotted path like 'shop.feeds:price_feed'")
     return problems
+
+
+def _check_concurrency(value: object) -> list[str]:
+    if not isinstance(value, Mapping):
+        return [f"{PREFIX}queue_concurrency = {value!r} is not a mapping of queue names to numbers: {{'ledger': 1}}"]
+    return [problem for name, number in value.items() if (problem := check_concurrency(name, number))]
+
+
+def check_concurrency(name: object, number: object) -> str:
+    """Return what is wrong with the concurrency of the queue `name`, or the empty string."""
+    if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+        return ""
+    return f"the concurrency {number!r} of the queue {name!r} is not a whole number above 0"
 
 
 def check_name(name: object) -> str:

@@ -7,13 +7,19 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
+from celery.worker import state
 
 from celery_highlander.errors import ConfigurationError, HighlanderError
-from celery_highlander.worker import pools
+from celery_highlander.keeper.children import ADDRESS_VARIABLE
+from celery_highlander.worker import children, pools
+from celery_highlander.worker.consumers import Consumers
 from celery_highlander.worker.highlander import Highlander, path_of_app
+from celery_highlander.worker.inside import TasksInside
 from celery_highlander.worker.leadership import TermInfo
 from celery_highlander.worker.link import KeeperLink, LinkPlan
-from celery_highlander.worker.queues import Consumers, QueueWork
+from celery_highlander.worker.progress import LoopWatch
+from celery_highlander.worker.queues import QueueWork
+from celery_highlander.worker.voice import Voice
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -40,6 +46,8 @@ class HighlanderStep(bootsteps.StartStopStep):
     label = "Highlander"
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
 
+    _voice: Voice | None = None
+
     def __init__(
         self,
         w: WorkController,
@@ -48,6 +56,7 @@ class HighlanderStep(bootsteps.StartStopStep):
         **kwargs: Any,
     ) -> None:
         w.highlander = self
+        os.environ.pop(ADDRESS_VARIABLE, None)  # of the worker that started this one, should one have done so
         self._eligible = highlander_eligible
         self._priority = highlander_priority
         super().__init__(w, **kwargs)
@@ -82,9 +91,6 @@ class HighlanderStep(bootsteps.StartStopStep):
         _refuse_static_queues(w, queues)
         self.consumers = Consumers(w.app, w)
         self.consumers.declare(queues)
-        stopper = pools.stopper_for(w)
-        if stopper.announcement and queues:
-            logger.warning("highlander: %s", stopper.announcement)
         plan = LinkPlan(
             settings=settings,
             keys=highlander.keys(settings),
@@ -94,23 +100,48 @@ class HighlanderStep(bootsteps.StartStopStep):
             target=lambda: highlander.target(settings),
             target_changes=highlander.has_changing_target,
         )
-        link = KeeperLink(plan, {})
-        for name in queues:
-            self.consumers.works[name] = QueueWork(name, stopper, link.cell, self.consumers)
-        link.works.update(self.consumers.works)
-        self.consumers.install_gate(self._term_of)
+        link = KeeperLink(plan)
+        self._prepare_queues(w, link, queues, highlander.concurrency(settings))
         self.link = link
         self.queues, self.processes = queues, processes
         return link
 
-    def _term_of(self, work: QueueWork) -> TermInfo:
+    def _prepare_queues(
+        self, w: WorkController, link: KeeperLink, queues: tuple[str, ...], concurrency: dict[str, int]
+    ) -> None:
         settings = self.settings
-        return TermInfo(
-            work.name, work.token or 0, work.elected_at, settings.namespace, settings.schema, settings.kill_margin
+        tasks = TasksInside(link.cell)
+        stopper = pools.stopper_for(w, tasks, self.consumers.soon, kills_worker=settings.on_stuck == "kill")
+        children.run_inside(tasks if stopper.inside else None)
+        for name in queues:
+            term = TermInfo(name, 0, 0.0, settings.namespace, settings.schema, settings.kill_margin)
+            work = QueueWork(name, concurrency.get(name), stopper, link.cell, self.consumers, term)
+            self.consumers.works[name] = work
+        link.works.update(self.consumers.works)
+        self.consumers.install_gate()
+        pool = pools.pool_name(w)
+        link.loop = LoopWatch(
+            self.consumers.soon,
+            # A solo pool runs its tasks in the loop itself, for as long as they take.
+            lambda: self.consumers.is_running and not (pool == "solo" and state.active_requests),
+            settings.heartbeat_interval,
+            settings.progress_timeout,
         )
+        if queues and settings.eligible:
+            logger.log(
+                logging.WARNING if stopper.inside else logging.INFO,
+                "highlander: when a task of a singleton queue does not end within %g s (highlander_drain_timeout) "
+                "after the leadership is lost, in the pool %r %s",
+                settings.drain_timeout,
+                pool,
+                stopper.announcement,
+            )
 
     def start(self, w: WorkController) -> None:
         """Start the keeper, and refuse to go on where the database cannot carry a lock."""
+        if pools.pool_name(w) in ("gevent", "eventlet"):
+            self._voice = Voice(logger)
+            self.link.announce = self._voice.announce
         try:
             self.link.start(FIRST_WORD_TIMEOUT)
         except HighlanderError as error:
@@ -133,6 +164,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         settings = self.settings
         if not self.link.finish(settings.drain_timeout + settings.lease_duration):
             logger.warning("highlander: not everything could be released; other nodes wait for the lease")
+        if self._voice is not None:
+            self._voice.flush()
 
     def terminate(self, w: WorkController) -> None:
         """Cold shutdown: the children are dead; the keeper cleans up as soon as this process is gone, too."""
@@ -178,9 +211,9 @@ class QueueStep(bootsteps.StartStopStep):
     def start(self, c: Consumer) -> None:
         """Take the new connection over."""
         step: HighlanderStep = c.controller.highlander
-        if c.hub is None:
-            _drain_often(c)
         step.consumers.connected(c)
+        if c.hub is None:
+            _drain_often(c, step.consumers)
         step.link.broker_is(connected=True)  # first, or the link's thread withdraws again what campaigns here
         step.link.campaign(sorted(step.queues))
 
@@ -191,10 +224,18 @@ class QueueStep(bootsteps.StartStopStep):
         step.link.broker_is(connected=False)
 
 
-def _drain_often(c: Consumer) -> None:
-    """Without an event loop the consumer waits 2 s for a message before it looks at anything else: make it 0.2 s."""
+DRAIN_TIMEOUT = 0.1
+"""Seconds that a consumer without an event loop waits for a message before it looks at anything else; 2 s by itself."""
+
+
+def _drain_often(c: Consumer, consumers: Consumers) -> None:
     drain = c.connection.drain_events
-    c.connection.drain_events = lambda timeout=None, **more: drain(timeout=min(timeout or 0.2, 0.2), **more)
+
+    def drain_events(timeout: float | None = None, **more: Any) -> object:
+        consumers.look()
+        return drain(timeout=min(timeout or DRAIN_TIMEOUT, DRAIN_TIMEOUT), **more)
+
+    c.connection.drain_events = drain_events
 
 
 def _refuse_static_queues(w: WorkController, queues: tuple[str, ...]) -> None:

@@ -1,4 +1,7 @@
-"""In a pool child: registers with the keeper, and ends itself before the lease does where nobody else can."""
+"""Where a task runs: tells it of its leadership.
+
+A pool child registers with the keeper, and ends itself before the lease does where nobody else can.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE, register
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
-from celery_highlander.worker.queues import HEADER
+from celery_highlander.worker.runs import HEADER
 
 if TYPE_CHECKING:
     from celery import Task
+
+    from celery_highlander.worker.inside import TasksInside
 
 _REGISTER_TIMEOUT = 5.0  # seconds: the keeper answers within milliseconds, unless it is gone
 _RETRY = 0.2  # seconds between two tries to reach the keeper
@@ -84,13 +89,20 @@ class ChildGuard:
 
 
 _guard: ChildGuard | None = None
+_inside: TasksInside | None = None
 _entered: set[str] = set()
+
+
+def run_inside(tasks: TasksInside | None) -> None:
+    """Have tasks be told of `tasks`, where they run in the worker's own process; with None by their child's guard."""
+    global _inside  # noqa: PLW0603  # one for each process, like the signals that lead here
+    _inside = tasks
 
 
 @signals.worker_process_init.connect(weak=False)
 def _start_guard(**kwargs: Any) -> None:
-    """A pool child begins: one of prefork, or a solo pool's own process, which is the worker itself."""
-    global _guard  # noqa: PLW0603  # one for each process, like the signals that lead here
+    """A pool child begins, or a solo pool, which is the worker itself: that has no keeper yet."""
+    global _guard  # noqa: PLW0603  # as above
     address = os.environ.get(ADDRESS_VARIABLE)
     if address:
         _guard = ChildGuard(address)
@@ -98,21 +110,31 @@ def _start_guard(**kwargs: Any) -> None:
 
 @signals.task_prerun.connect(weak=False)
 def _enter(task_id: str = "", task: Task | None = None, **kwargs: Any) -> None:
-    term = getattr(task.request, HEADER, None) if task is not None else None
-    if term is None or _guard is None:
+    fields = getattr(task.request, HEADER, None) if task is not None else None
+    if fields is None:
         return
-    leadership = _guard.enter(TermInfo(**term))
-    if leadership is None:
-        os.kill(os.getpid(), signal.SIGKILL)  # nobody could kill this process before the lease ends: it must not begin
+    term = TermInfo(**fields)
+    if _inside is not None:
+        set_current(_inside.enter(task_id, term))
+    elif _guard is not None:
+        leadership = _guard.enter(term)
+        if leadership is None:
+            os.kill(os.getpid(), signal.SIGKILL)  # nobody could kill it before the lease ends: it must not begin
+            return
+        set_current(leadership)
+    else:
         return
     _entered.add(task_id)
-    set_current(leadership)
 
 
 @signals.task_postrun.connect(weak=False)
 def _leave(task_id: str = "", **kwargs: Any) -> None:
-    if task_id in _entered and _guard is not None:
-        _entered.discard(task_id)
-        set_current(None)
+    if task_id not in _entered:
+        return
+    _entered.discard(task_id)
+    set_current(None)
+    if _inside is not None:
+        _inside.leave(task_id)
+    elif _guard is not None:
         with contextlib.suppress(OSError):
             _guard.leave()

@@ -14,9 +14,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from celery.worker.consumer import Consumer
+
+    from celery_highlander.worker.queues import QueueWork
 
 logger = logging.getLogger("celery_highlander")
 
@@ -50,15 +52,15 @@ return false
 class Fetcher:
     """Fetches from singleton queues over one broker connection. All of it happens on the consumer's thread."""
 
-    def __init__(self, consumer: Consumer, queues: list[str], is_open: Callable[[str], bool]) -> None:
+    def __init__(self, consumer: Consumer, works: Mapping[str, QueueWork]) -> None:
         self._consumer = consumer
         self._channel: Any = consumer.task_consumer.channel
-        self._is_open = is_open
-        self._queues = queues
+        self._works = works
         self._interval = IDLE_INTERVAL
         self._closed = False
         self._leave_out_of_brpop()
-        self._again()
+        if consumer.hub is not None:
+            self._again()
 
     def close(self) -> None:
         """Stop: the connection is gone."""
@@ -68,31 +70,35 @@ class Fetcher:
         channel = self._channel
 
         def update() -> None:
-            channel._queue_cycle.update(set(channel.active_queues) - set(self._queues))
+            channel._queue_cycle.update(set(channel.active_queues) - set(self._works))
 
         channel._update_queue_cycle = update
 
     def _again(self) -> None:
-        self._consumer.timer.call_after(self._interval, self._look)
+        self._consumer.timer.call_after(self._interval, self._look_again)
 
-    def _look(self) -> None:
-        if (
-            self._closed
-            or self._consumer.task_consumer is None
-            or self._consumer.task_consumer.channel is not self._channel
-        ):
-            return
+    def _look_again(self) -> None:
+        found = self.look()
+        self._interval = BUSY_INTERVAL if found else min(IDLE_INTERVAL, self._interval * 2)
+        if not self._closed:
+            self._again()
+
+    def look(self) -> bool:
+        """Fetch what there is and may be fetched; return whether there was anything."""
+        consumer = self._consumer.task_consumer
+        if self._closed or consumer is None or consumer.channel is not self._channel:
+            self._closed = True
+            return False
         found = False
         try:
-            for queue in self._queues:
-                while self._is_open(queue) and self._channel.qos.can_consume() and self._fetch(queue):
+            for queue, work in self._works.items():
+                while work.is_open and work.has_room and self._channel.qos.can_consume() and self._fetch(queue):
                     found = True
         except self._channel.connection_errors:
-            raise  # out of the timer, to the consumer's loop: it reconnects
+            raise  # to the consumer's loop: it reconnects
         except Exception:
             logger.exception("highlander: fetching from Redis failed")
-        self._interval = BUSY_INTERVAL if found else min(IDLE_INTERVAL, self._interval * 2)
-        self._again()
+        return found
 
     def _fetch(self, queue: str) -> bool:
         channel = self._channel
@@ -109,9 +115,9 @@ class Fetcher:
         return True
 
 
-def fetcher_for(consumer: Consumer, queues: list[str], is_open: Callable[[str], bool]) -> Fetcher | None:
-    """Return a fetcher from `queues` on Redis, where the worker has an event loop; else None, and kombu fetches."""
+def fetcher_for(consumer: Consumer, works: Mapping[str, QueueWork]) -> Fetcher | None:
+    """Return a fetcher for singleton queues on Redis; None on other brokers, where kombu's own way loses nothing."""
     channel = consumer.task_consumer.channel
-    if consumer.hub is None or not hasattr(channel, "unacked_key") or not hasattr(channel, "_brpop_start"):
+    if not hasattr(channel, "unacked_key") or not hasattr(channel, "_brpop_start"):
         return None
-    return Fetcher(consumer, queues, is_open)
+    return Fetcher(consumer, works)

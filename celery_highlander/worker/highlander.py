@@ -12,7 +12,15 @@ import click
 from celery.app import utils as app_utils
 from celery.bin.base import CeleryOption
 
-from celery_highlander.config import MAX_PRIORITY, PREFIX, Settings, check_name, check_names, read_settings
+from celery_highlander.config import (
+    MAX_PRIORITY,
+    PREFIX,
+    Settings,
+    check_concurrency,
+    check_name,
+    check_names,
+    read_settings,
+)
 from celery_highlander.errors import ConfigurationError
 from celery_highlander.store import status as store_status
 from celery_highlander.store.connecting import Target, parse_url
@@ -92,7 +100,7 @@ class Highlander:
 
         self.app = app
         self._engine: Engine | None = None
-        self._queues: dict[str, None] = {}
+        self._queues: dict[str, int | None] = {}
         self._processes: dict[str, str] = {}
         self._mistakes: dict[str, None] = {}
         _hide_url_from_reports()
@@ -102,14 +110,21 @@ class Highlander:
 
     # -- declaring -----------------------------------------------------------------------------------------------------
 
-    def queue(self, name: str) -> None:
+    def queue(self, name: str, *, concurrency: int | None = None) -> None:
         """Have the queue `name` consumed by exactly one worker, beside those of `highlander_queues`.
 
         A name that cannot be one, or is taken by a process, is reported by `settings`, with all other mistakes: an
         error here would be shown with a traceback by every `celery` command.
+
+        Args:
+            name: the queue.
+            concurrency: how many of its tasks may run at once, whatever the pool's size; with 1 they run one after the
+                other, in the order in which they were sent. Without it, only the pool limits them.
         """
         self._check(name, others=self._processes)
-        self._queues[name] = None
+        if concurrency is not None and (problem := check_concurrency(name, concurrency)):
+            self._mistakes[problem] = None
+        self._queues[name] = concurrency
 
     def process(
         self, target: Function | str | None = None, *, name: str | None = None
@@ -178,11 +193,18 @@ class Highlander:
             for name in [*self._queues, *self._processes]
             if name in settings.processes or (name in settings.queues and name in self._processes)
         ]
+        unknown = sorted(set(settings.queue_concurrency) - set(self.queues(settings)))
+        problems += [f"highlander_queue_concurrency names {name!r}, which is no singleton queue" for name in unknown]
         return problems
 
     def queues(self, settings: Settings) -> tuple[str, ...]:
         """Return the names of all singleton queues."""
         return tuple(dict.fromkeys([*settings.queues, *self._queues]))
+
+    def concurrency(self, settings: Settings) -> dict[str, int]:
+        """Return how many tasks may run at once of each queue that limits them."""
+        declared = {name: number for name, number in self._queues.items() if number is not None}
+        return {**declared, **settings.queue_concurrency}
 
     def processes(self, settings: Settings) -> dict[str, str]:
         """Return all singleton processes: name to dotted path."""

@@ -12,10 +12,8 @@ import logging
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections import deque
@@ -28,13 +26,14 @@ from celery_highlander.errors import ERRORS_BY_CODE, HighlanderError, LockSessio
 from celery_highlander.keeper import cell as lease_cell
 from celery_highlander.keeper import children
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
-from celery_highlander.worker import signals
+from celery_highlander.worker import native, signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_highlander.config import Settings
     from celery_highlander.store.connecting import Target
+    from celery_highlander.worker.progress import LoopWatch
 
 logger = logging.getLogger("celery_highlander")
 
@@ -43,7 +42,7 @@ RESPAWN_DELAY = 0.2
 
 # A pool child that the main thread forks while a keeper is being started would inherit the keeper's end of the
 # channel, and the pipe on which `Popen` waits for the new program to begin: it would wait until that child dies.
-_no_fork = threading.Lock()
+_no_fork = native.lock()
 os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
 
 _PATIENCE = 0.02  # seconds between two looks at work that has to stop
@@ -55,8 +54,11 @@ class Work(Protocol):
     def start(self, token: int, elected_at: float) -> None:
         """The work may act."""
 
-    def stop(self, reason: str, kill_at: float | None) -> None:
-        """The work has to stop; what is left at `kill_at` (boot-time clock; None: never) has to be killed."""
+    def stop(self, reason: str, kill_at: float | None, *, hung: bool) -> None:
+        """The work has to stop; what is left at `kill_at` (boot-time clock; None: never) has to be killed.
+
+        `hung`: because the worker's main loop hangs.
+        """
 
     def tend(self, now: float) -> None:
         """Called about once in a heartbeat interval while the work may act."""
@@ -101,11 +103,19 @@ class Snapshot:
 
 
 class KeeperLink:
-    """The link of one worker."""
+    """The link of one worker.
 
-    def __init__(self, plan: LinkPlan, works: dict[str, Work]) -> None:
+    Attributes:
+        works: the work of the singletons that the worker itself runs, by name.
+        loop: whether the worker's main loop goes round.
+        announce: runs a function that tells the application of something, on a thread where that is allowed.
+    """
+
+    def __init__(self, plan: LinkPlan) -> None:
         self._plan = plan
-        self.works = works
+        self.works: dict[str, Work] = {}
+        self.loop: LoopWatch | None = None
+        self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
         self._timing = plan.settings.timing
         self.node = uuid.uuid4().hex[:12]
         self.snapshot = Snapshot()
@@ -122,17 +132,19 @@ class KeeperLink:
         self._ends: dict[str, tuple[str, bool]] = {}  # why a term that has to stop ends, and whether it was lost
         self._unmarked: list[tuple[str, int, str]] = []
         self._orders: deque[Callable[[], None]] = deque()
-        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in, self._wake_out = native.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._campaigning: set[str] = set()
         self._broker_gone_at: float | None = None
+        self._hung = False
+        self._stuck = False
         self._leaving = False
         self._closed = False
-        self._first_word = threading.Event()
+        self._first_word = native.Latch()
         self._refusal: HighlanderError | None = None
-        self._released = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="highlander-link", daemon=True)
+        self._released = native.Latch()
+        self._thread_ended = native.Latch()
 
     # -- called by the worker's other threads --------------------------------------------------------------------------
 
@@ -149,7 +161,7 @@ class KeeperLink:
         """
         os.environ[children.ADDRESS_VARIABLE] = self._address
         self._spawn()
-        self._thread.start()
+        native.start_thread(self._run)
         self._first_word.wait(timeout)
         if self._refusal is not None:
             self._closed = True
@@ -185,7 +197,7 @@ class KeeperLink:
         done = self._released.wait(timeout)
         self._closed = True
         self._wake()
-        self._thread.join(1.0)
+        self._thread_ended.wait(1.0)
         return done
 
     def _order(self, order: Callable[[], None]) -> None:
@@ -207,10 +219,11 @@ class KeeperLink:
                 self._keeper_lost("the link failed")
         if self._channel is not None:
             self._channel.close()
+        self._thread_ended.set()
 
     def _turn(self) -> None:
         now = boot_time()
-        poll = select.poll()
+        poll = native.poll()
         poll.register(self._wake_in, select.POLLIN)
         if self._channel is not None:
             poll.register(self._channel, select.POLLIN)
@@ -244,6 +257,7 @@ class KeeperLink:
             self._keeper_lost("keeper silent")
         self._watch_lease(now)
         self._watch_broker(now)
+        self._watch_loop(now)
         for name, held in list(self._held.items()):
             if not held.stopping:
                 self.works[name].tend(now)
@@ -270,25 +284,46 @@ class KeeperLink:
         logger.warning("no broker for %g s: stepping down from its queues until it is back", timeout)
         self._withdraw(sorted(self.works), f"no broker for {timeout:g} s", None, False)
 
+    def _watch_loop(self, now: float) -> None:
+        """A main loop that hangs takes messages and does nothing with them: another node gets its queues."""
+        if self.loop is None or self._leaving:
+            return
+        hung = self.loop.is_hung(now)
+        if hung and not self._hung:
+            logger.critical("the worker's main loop made no progress for %g s", self.loop.timeout)
+            self._hung = True
+            self._withdraw(sorted(self.works), f"main loop hung for {self.loop.timeout:g} s", None, False)
+        elif self._hung and not hung:
+            logger.warning("the worker's main loop makes progress again")
+            self._hung = False
+            self._campaign(sorted(self.works))
+
     def _die(self) -> None:
         """The lease ends, there is work left, and no keeper that would kill this worker: so it is for us to do."""
-        logger.critical("killing this worker: %s did not stop before the lease ends", ", ".join(self._held))
-        os.kill(os.getpid(), signal.SIGKILL)
+        names = ", ".join(self._held)
+        if self._plan.settings.on_stuck == "kill":
+            logger.critical("killing this worker: %s did not stop before the lease ends", names)
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif not self._stuck:
+            self._stuck = True
+            logger.critical("%s did not stop before the lease ends, and go on UNSAFELY: highlander_on_stuck", names)
 
     # -- the keeper ----------------------------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
         settings = self._plan.settings
         with _no_fork:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._keeper = subprocess.Popen(
+            ours, theirs = native.socketpair()
+            try:
+                self._keeper = native.popen(
                     [sys.executable, "-m", "celery_highlander.keeper", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), self._cell_descriptor),
                     start_new_session=True,
                     env=os.environ | {"PYTHONPATH": _python_path()},
                 )
+            finally:
+                theirs.close()
         self._channel = Channel(ours)
         self._heard_at = boot_time() + settings.worker_timeout + 10.0  # its first word may take the time of its imports
         self._pulse_at = 0.0
@@ -310,6 +345,8 @@ class KeeperLink:
             migrate=settings.migrate,
             priority=settings.priority,
             eligible=settings.eligible,
+            on_stuck=settings.on_stuck,
+            progress_timeout=settings.progress_timeout,
             unmarked=self._unmarked,
             target=None if target is None else {"url": target.url, "connect_args": target.connect_args},
             processes=self._plan.processes,
@@ -406,7 +443,7 @@ class KeeperLink:
 
     def _refused(self, message: Message) -> None:
         error = ERRORS_BY_CODE.get(message["code"], LockSessionError)(message["message"], message["hint"])
-        if error.code != "database_unavailable" and not self._first_word.is_set():
+        if error.code != "database_unavailable" and not self._first_word.is_set:
             self._refusal = error  # `start` raises it
         elif self.snapshot.reason != message["message"]:  # once, not at every try
             logger.error("highlander: %s", error)
@@ -439,13 +476,14 @@ class KeeperLink:
     def _elected(self, name: str, token: int) -> None:
         now = time.time()
         logger.info("elected leader of %r, token %s", name, token, extra={"action": "elected"})
+        self._stuck = False
         if name in self.works:
             self._held[name] = Held(token, now)
             self.works[name].start(token, now)
         else:
             self._process_terms[name] = token
         self._show(since={**self.snapshot.since, name: now})
-        signals.leader_elected.send(sender=name, token=token)
+        self.announce(lambda: signals.leader_elected.send(sender=name, token=token))
 
     def _stop(self, name: str, token: int, reason: str, kill_at: float | None, *, lost: bool) -> None:
         self._ends[name] = (reason, lost)
@@ -454,7 +492,7 @@ class KeeperLink:
             return  # the keeper's to stop
         held.stopping = True
         held.reason = reason
-        self.works[name].stop(reason, kill_at)
+        self.works[name].stop(reason, kill_at, hung=self._hung)
         if self.works[name].is_over(boot_time()):
             self._over(name)
 
@@ -480,10 +518,10 @@ class KeeperLink:
         )
         if lost:
             logger.warning("lost %r, token %s: %s", name, token, why, extra={"action": "lost"})
-            signals.leadership_lost.send(sender=name, token=token, reason=why)
+            self.announce(lambda: signals.leadership_lost.send(sender=name, token=token, reason=why))
         else:
             logger.info("stepped down from %r, token %s: %s", name, token, why, extra={"action": "stepped_down"})
-            signals.leader_stepped_down.send(sender=name, token=token, reason=why)
+            self.announce(lambda: signals.leader_stepped_down.send(sender=name, token=token, reason=why))
 
     def _look_whether_released(self) -> None:
         busy = self._held or self._process_terms or self._reported or set(self.snapshot.phases.values()) - {"standby"}

@@ -2,79 +2,187 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from celery.exceptions import TaskRevokedError
 
 from celery_highlander.keeper.victims import Victim, hold
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery.worker import WorkController
-    from celery.worker.request import Request
+
+    from celery_highlander.worker.inside import TasksInside
+    from celery_highlander.worker.runs import Run
+
+logger = logging.getLogger("celery_highlander")
+
+_THEN_THE_WORKER = "what does not end by that is stopped with this whole worker (SIGKILL), before its lease ends"
+_CONTINUES = "what does not end by that CONTINUES beside the next leader (highlander_on_stuck = 'continue': unsafe)"
 
 
 class TaskStopper(Protocol):
-    """Stops a running request. Called on the link's thread; must not block and must not raise."""
+    """Stops a running task. `stop` and `is_dead` are called on the link's thread; they must not block or raise."""
 
     announcement: str
-    """What becomes of a task that does not stop in time, for the log at start-up; empty where only the task dies."""
+    """What becomes of a task that does not stop in time, for the log at start-up."""
 
-    def kill(self, request: Request) -> bool:
-        """Kill the request's task; return False where this pool cannot, and the keeper has to kill the worker."""
+    inside: bool
+    """Whether tasks run in the worker's own process."""
 
-    def is_dead(self, request: Request) -> bool:
-        """Return whether the task that was killed is dead."""
+    def stop(self, run: Run) -> None:
+        """Stop the task for good, if this pool can; called again and again until the run is over."""
+
+    def is_dead(self, run: Run) -> bool:
+        """Whether a task that was killed is dead, though the pool has not said so yet."""
+
+    def refusal(self) -> BaseException:
+        """What is raised in the pool to keep a task from beginning."""
 
 
 class PreforkStopper:
     """Prefork: the child that runs the task is killed; the pool replaces it."""
 
-    announcement = ""
+    announcement = "its pool child is killed (SIGKILL)"
+    inside = False
 
-    def __init__(self) -> None:
+    def __init__(self, soon: Callable[[Callable[[], None]], None]) -> None:
+        self._soon = soon
         self._victims: dict[int, Victim] = {}
 
-    def kill(self, request: Request) -> bool:
+    def stop(self, run: Run) -> None:
         """Kill the child; a request that no child has accepted yet cannot be killed."""
-        if id(request) in self._victims:
-            return True
-        pid = request.worker_pid
-        victim = hold(pid) if pid else None
+        pid = run.request.worker_pid
+        if run.killed or not pid:
+            return
+        victim = hold(pid)
         if victim is None:
-            return False
+            return
+        run.killed = True
         victim.kill()
-        self._victims[id(request)] = victim
-        return True
+        self._victims[id(run)] = victim
+        _log_killed(run)
+        self._soon(run.put_back)
 
-    def is_dead(self, request: Request) -> bool:
-        """Return whether the child is dead."""
-        victim = self._victims.get(id(request))
+    def is_dead(self, run: Run) -> bool:
+        """Whether the child is dead."""
+        victim = self._victims.get(id(run))
         if victim is None or not victim.dead:
             return False
         victim.close()
-        del self._victims[id(request)]
+        del self._victims[id(run)]
         return True
+
+    def refusal(self) -> BaseException:
+        """Never asked for: a child has begun when it says that it accepts."""
+        return _refused()
+
+
+class GreenStopper:
+    """gevent and eventlet: the greenlet is killed. One that does not yield cannot be."""
+
+    inside = True
+
+    def __init__(self, pool: Any, soon: Callable[[Callable[[], None]], None], *, kills_worker: bool) -> None:
+        self._pool = pool
+        self._soon = soon
+        self.announcement = f"its greenlet is killed; {_THEN_THE_WORKER if kills_worker else _CONTINUES}"
+
+    def stop(self, run: Run) -> None:
+        """Have the greenlet killed by the worker's loop. It ends as a success, which `killed` keeps from being one."""
+        if not run.killed and run.begun:
+            run.killed = True
+            _log_killed(run)
+            self._soon(lambda: self._pool().terminate_job(run.request.worker_pid))
+
+    def is_dead(self, run: Run) -> bool:
+        """Only its end says so."""
+        return False
+
+    def refusal(self) -> BaseException:
+        """Ends a greenlet without a word."""
+        from greenlet import GreenletExit  # type: ignore[import-untyped]  # it has no types
+
+        quiet: BaseException = GreenletExit()
+        return quiet
+
+
+class ThreadStopper:
+    """threads and solo: `LeadershipLostError` is raised in the task. One that is in a C call does not notice."""
+
+    inside = True
+
+    def __init__(self, tasks: TasksInside, *, kills_worker: bool) -> None:
+        self._tasks = tasks
+        self.announcement = f"LeadershipLostError is raised in it; {_THEN_THE_WORKER if kills_worker else _CONTINUES}"
+
+    def stop(self, run: Run) -> None:
+        """Raise the exception in the task's thread, once."""
+        if self._tasks.interrupt(run.request.id):
+            logger.warning("interrupted task %s: it did not stop in time", run.request.id)
+
+    def is_dead(self, run: Run) -> bool:
+        """Only its end says so."""
+        return False
+
+    def refusal(self) -> BaseException:
+        """What Celery itself ends such a request with."""
+        return _refused()
 
 
 class WorkerStopper:
-    """Any other pool: a task cannot be killed alone, so at the deadline the keeper kills the worker."""
+    """Any other pool: nothing is known of it, so at the deadline the keeper kills the worker."""
 
-    def __init__(self, pool: str) -> None:
-        self.announcement = (
-            f"the pool {pool!r} cannot kill a single task: when a task of a singleton queue does not end within "
-            "highlander_drain_timeout after the leadership is lost, this whole worker is killed (SIGKILL), before its "
-            "lease ends"
-        )
+    inside = True
 
-    def kill(self, request: Request) -> bool:
+    def __init__(self, *, kills_worker: bool) -> None:
+        self.announcement = _THEN_THE_WORKER if kills_worker else _CONTINUES
+
+    def stop(self, run: Run) -> None:
         """Leave it to the keeper."""
-        return False
 
-    def is_dead(self, request: Request) -> bool:
+    def is_dead(self, run: Run) -> bool:
         """Nothing dies here but the worker as a whole."""
         return False
 
+    def refusal(self) -> BaseException:
+        """What Celery itself ends such a request with."""
+        return _refused()
 
-def stopper_for(worker: WorkController) -> TaskStopper:
-    """Return how the worker's pool stops a task."""
-    pool = worker.pool_cls
-    name = getattr(pool, "__module__", str(pool)).rpartition(".")[2]
-    return PreforkStopper() if name == "prefork" else WorkerStopper(name)
+
+def pool_name(worker: WorkController) -> str:
+    """Return the name of the worker's pool, as `--pool` has it: prefork, threads, solo, gevent, eventlet, …."""
+    name = str(getattr(worker.pool_cls, "__module__", worker.pool_cls)).rpartition(".")[2]
+    return "threads" if name == "thread" else name
+
+
+def stopper_for(
+    worker: WorkController, tasks: TasksInside, soon: Callable[[Callable[[], None]], None], *, kills_worker: bool
+) -> TaskStopper:
+    """Return how the worker's pool stops a task.
+
+    Args:
+        worker: the worker; its pool need not have started.
+        tasks: the tasks that run in the worker's own process.
+        soon: has a function run on the consumer's thread.
+        kills_worker: whether the worker is killed where a task cannot be.
+    """
+    name = pool_name(worker)
+    if name == "prefork":
+        return PreforkStopper(soon)
+    if name in ("gevent", "eventlet"):
+        return GreenStopper(lambda: worker.pool, soon, kills_worker=kills_worker)
+    if name in ("threads", "solo"):
+        return ThreadStopper(tasks, kills_worker=kills_worker)
+    return WorkerStopper(kills_worker=kills_worker)
+
+
+def _refused() -> BaseException:
+    error: BaseException = TaskRevokedError()
+    return error
+
+
+def _log_killed(run: Run) -> None:
+    logger.warning("killed task %s: it did not stop in time", run.request.id)

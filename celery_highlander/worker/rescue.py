@@ -22,7 +22,7 @@ Route = tuple[str, str]
 
 
 def rescue_unacknowledged(consumer: Consumer, is_ours: Callable[[Route], bool]) -> int:
-    """Put the unacknowledged messages of a queue back to its front; return how many.
+    """Put the unacknowledged messages of a queue back to its front, in their order; return how many.
 
     Called on the consumer's thread, by a new leader, after its predecessor's work is dead. A message that the
     predecessor settles at the same time is settled once: kombu does both in a Redis transaction on the same hash.
@@ -35,14 +35,16 @@ def rescue_unacknowledged(consumer: Consumer, is_ours: Callable[[Route], bool]) 
     if not hasattr(channel, "unacked_key"):
         return 0
     held_here = set(channel.qos._delivered)
-    count = 0
+    left: list[tuple[float, str]] = []
+    prefix = channel.global_keyprefix  # which kombu puts before the keys of some commands, and not of these
     with channel.conn_or_acquire() as client:
-        for raw_tag, raw in client.hscan_iter(channel.unacked_key):
+        for raw_tag, raw in client.hscan_iter(prefix + channel.unacked_key):
             tag = raw_tag.decode() if isinstance(raw_tag, bytes) else raw_tag
             _, exchange, routing_key = json.loads(raw)
             if tag not in held_here and is_ours((exchange or "", routing_key or "")):
-                channel.qos.restore_by_tag(tag, client=client, leftmost=True)
-                count += 1
-    if count:
-        logger.info("gave %s unacknowledged messages of the last leader back to the queue", count)
-    return count
+                left.append((client.zscore(prefix + channel.unacked_index_key, tag) or 0.0, tag))
+        for _, tag in sorted(left, reverse=True):  # the newest first: each goes before those that were put back already
+            channel.qos.restore_by_tag(tag, client=client)
+    if left:
+        logger.info("gave %s unacknowledged messages of the last leader back to the queue", len(left))
+    return len(left)

@@ -54,6 +54,9 @@ def test_every_setting_is_read() -> None:
         "poll_interval": 0.75,
         "worker_timeout": 4,
         "broker_timeout": 20,
+        "progress_timeout": 60,
+        "on_stuck": "continue",
+        "queue_concurrency": {"ledger": 1},
         "eligible": False,
         "priority": -5,
     }

@@ -1,0 +1,233 @@
+"""The consumer side of all singleton queues: brings what is consumed in line with what may be."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from celery.worker import state
+
+from celery_highlander.worker.channels import OwnChannel, needs_own_channel
+from celery_highlander.worker.fetching import fetcher_for
+from celery_highlander.worker.queues import Admission
+from celery_highlander.worker.rescue import rescue_unacknowledged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from celery import Celery
+    from celery.worker import WorkController
+    from celery.worker.consumer import Consumer
+    from celery.worker.request import Request
+
+    from celery_highlander.worker.fetching import Fetcher
+    from celery_highlander.worker.queues import QueueWork
+
+logger = logging.getLogger("celery_highlander")
+
+
+class Consumers:
+    """What this worker consumes of its singleton queues, over one broker connection after the other."""
+
+    def __init__(self, app: Celery, worker: WorkController) -> None:
+        self._app = app
+        self._worker = worker
+        self._consumer: Consumer | None = None
+        self.works: dict[str, QueueWork] = {}
+        self.closing = False  # the worker is on its way out: nothing may start any more
+        self.connection_number = 0
+        self._routes: dict[tuple[str, str], str] = {}
+        self._tags: dict[str, str] = {}
+        self._channels: dict[str, OwnChannel] = {}
+        self._fetcher: Fetcher | None = None
+
+    def declare(self, names: Iterable[str]) -> None:
+        """Make each queue known to the app, as one that is not consumed."""
+        queues = self._app.amqp.queues
+        for name in names:
+            if name not in queues:
+                queues.add(queues.new_missing(name))
+            queue = queues[name]
+            self._routes["", name] = name
+            route = (queue.exchange.name, queue.routing_key)
+            if not any(
+                (other.exchange.name, other.routing_key) == route for other in queues.values() if other != queue
+            ):
+                self._routes[route] = name  # else a message with it may as well be another queue's
+            self.deselect(name)
+
+    def deselect(self, name: str) -> None:
+        """Take the queue from those that a (re)connecting consumer begins with; safe on any thread."""
+        self._app.amqp.queues.deselect([name])
+
+    def work_of(self, request: Request) -> QueueWork | None:
+        """Return the singleton queue that a request was consumed from: by consumer tag on AMQP, else by its route."""
+        info = request.delivery_info or {}
+        name = self._tags.get(info.get("consumer_tag", ""))
+        if name is None:
+            name = self._routes.get((info.get("exchange") or "", info.get("routing_key") or ""))
+        return self.works.get(name) if name is not None else None
+
+    # -- the connection ------------------------------------------------------------------------------------------------
+
+    def connected(self, consumer: Consumer) -> None:
+        """Take over a new connection: nothing is consumed over it yet.
+
+        Nor now: a message that arrives before the consumer's loop runs would find no callback, and end the worker.
+        """
+        self._consumer = consumer
+        self.connection_number += 1
+        self._tags.clear()
+        self._channels.clear()
+        self._fetcher = fetcher_for(consumer, self.works)
+        self.reconcile_soon()
+
+    def disconnected(self) -> None:
+        """Forget the connection."""
+        self._consumer = None
+        if self._fetcher is not None:
+            self._fetcher.close()
+            self._fetcher = None
+        for work in self.works.values():
+            work.is_consuming = False
+            if not self.closing:
+                work.connection_lost()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a broker connection."""
+        return self._consumer is not None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the consumer's loop runs, or is about to."""
+        return self._consumer is not None and not self.closing
+
+    def look(self) -> None:
+        """Fetch, where the worker has no event loop with timers for that. On the consumer's thread."""
+        if self._fetcher is not None:
+            self._fetcher.look()
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Have `callback` run on the consumer's thread; where there is no connection it does not run."""
+        consumer = self._consumer
+        if consumer is not None:
+            consumer.call_soon(_guarded, callback)
+
+    def when_acknowledged(self, callback: Callable[[], object]) -> None:
+        """Have `callback` run after the acknowledgements that have been ordered so far are sent."""
+        if self._consumer is None:
+            callback()
+        else:
+            self.soon(lambda: self.soon(callback))  # what is ordered at one time is done in no certain order
+
+    # -- consumer's thread ---------------------------------------------------------------------------------------------
+
+    def reconcile_soon(self) -> None:
+        """Have `reconcile` run on the consumer's thread."""
+        self.soon(self.reconcile)
+
+    def reconcile(self) -> None:
+        """Consume exactly the queues whose gate is open; give back what was fetched from the others. Idempotent."""
+        consumer = self._consumer
+        if consumer is None or consumer.task_consumer is None:
+            return
+        for name, work in self.works.items():
+            if work.is_wanted:
+                if not self._is_consuming(name, consumer):
+                    work.is_consuming = True
+                    self._consume(work, consumer)
+                    self.rescue(work)
+                continue
+            self.deselect(name)
+            if self._is_consuming(name, consumer):
+                logger.info("no longer consuming from %r", name)
+                self._cancel(name, consumer)
+            work.is_consuming = False
+            fetched = {*state.reserved_requests, *getattr(state, "scheduled_requests", ())}
+            work.give_back([request for request in fetched if self.work_of(request) is work], consumer)
+
+    def _is_consuming(self, name: str, consumer: Consumer) -> bool:
+        own = self._channels.get(name)
+        return own.is_consuming if own is not None else bool(consumer.task_consumer.consuming_from(name))
+
+    def _consume(self, work: QueueWork, consumer: Consumer) -> None:
+        name = work.name
+        if work.concurrency is not None and needs_own_channel(consumer):
+            if name not in self._channels:
+                self._channels[name] = OwnChannel(consumer, self._app.amqp.queues[name], work, self.work_of)
+            self._channels[name].consume()
+            self._tags[self._channels[name].tag] = name
+            logger.info("consuming from %r, %d at a time", name, work.concurrency)
+            return
+        consumer.add_task_queue(name)
+        self._tags[consumer.task_consumer._active_tags.get(name, "")] = name
+
+    def _cancel(self, name: str, consumer: Consumer) -> None:
+        own = self._channels.get(name)
+        if own is not None:
+            own.cancel()
+        else:
+            consumer.task_consumer.cancel_by_queue(name)
+
+    def rescue(self, work: QueueWork) -> None:
+        """Give back what an earlier leader of the queue left unacknowledged."""
+        consumer = self._consumer
+        if work.is_open and consumer is not None and consumer.task_consumer is not None:
+            rescue_unacknowledged(consumer, lambda route: self._routes.get(route) == work.name)
+
+    def let_waiting_go(self, work: QueueWork) -> None:
+        """Hand on the requests of a queue that wait no longer. On the consumer's thread."""
+        while (found := work.next_waiting()) is not None:
+            request, admission = found
+            if admission is Admission.DONE:
+                _finish(request)
+            else:
+                self._worker.process_task(request)
+
+    def install_gate(self) -> None:
+        """Have every request of a singleton queue pass the gate: there is no other way to the pool."""
+        worker = self._worker
+        inner = worker._process_task
+
+        def gated(request: Request) -> object:
+            work = self.work_of(request)
+            if work is None:
+                return inner(request)
+            match work.admit(request):
+                case Admission.GO:
+                    return inner(request)
+                case Admission.RETURN:
+                    if self._consumer is not None:
+                        work.give_back([request], self._consumer)
+                case Admission.DONE:
+                    _finish(request)
+                case Admission.WAIT:
+                    pass
+            _release_slot(worker)
+            return None
+
+        if worker.process_task == inner:
+            worker.process_task = gated
+        worker._process_task = gated
+
+
+def _finish(request: Request) -> None:
+    """Acknowledge the second delivery of a message whose task ran here to its end."""
+    logger.info("task %s was delivered again, and has run here already", request.id)
+    state.task_ready(request)
+    request.acknowledge()
+
+
+def _release_slot(worker: WorkController) -> None:
+    release = getattr(worker, "_quick_release", None)
+    if release is not None:
+        release()
+
+
+def _guarded(callback: Callable[[], object]) -> None:
+    """Run a callback: what it raises must not end the worker's loop."""
+    try:
+        callback()
+    except Exception:
+        logger.exception("highlander: a callback on the consumer's thread failed")
