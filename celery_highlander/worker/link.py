@@ -12,7 +12,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -41,7 +40,7 @@ RESPAWN_DELAY = 0.2
 """Seconds before a keeper that died is started again."""
 
 # A pool child that the main thread forks while a keeper is being started would inherit the keeper's end of the
-# channel, and the pipe on which `Popen` waits for the new program to begin: it would wait until that child dies.
+# channel, and keep it open.
 _no_fork = native.lock()
 os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
 
@@ -122,7 +121,7 @@ class KeeperLink:
         self._cell_descriptor = lease_cell.create()
         self.cell = lease_cell.LeaseCell(self._cell_descriptor)
         self._address = children.new_address()
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper: native.Process | None = None
         self._channel: Channel | None = None
         self._respawn_at = 0.0
         self._heard_at = self._pulse_at = self._looped_at = 0.0
@@ -315,11 +314,9 @@ class KeeperLink:
         with _no_fork:
             ours, theirs = native.socketpair()
             try:
-                self._keeper = native.popen(
+                self._keeper = native.Process(
                     [sys.executable, "-m", "celery_highlander.keeper", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), self._cell_descriptor),
-                    start_new_session=True,
                     env=os.environ | {"PYTHONPATH": _python_path()},
                 )
             finally:

@@ -6,14 +6,16 @@ what it is used for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import select
-    import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 def _original(module: str, name: str) -> Any:
@@ -54,10 +56,34 @@ def socketpair() -> tuple[Any, Any]:
     return importlib.import_module("_socket").socketpair()  # type: ignore[no-any-return]  # the C module has no types
 
 
-def popen(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process as `subprocess.Popen` does."""
-    process: subprocess.Popen[bytes] = _original("subprocess", "Popen")(argv, **options)
-    return process
+class Process:
+    """A program in a session of its own, started without the module `subprocess`, which gevent takes to pieces."""
+
+    def __init__(self, argv: list[str], *, pass_fds: tuple[int, ...], env: Mapping[str, str]) -> None:
+        """Start `argv`; of our descriptors it gets those of `pass_fds` alone, under the same numbers.
+
+        Raises:
+            OSError: the program cannot be started.
+        """
+        # Python's own descriptors are not inherited anyway; these are on their way through exec.
+        inherited = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        for descriptor in pass_fds:
+            os.set_inheritable(descriptor, True)
+        try:
+            self.pid = os.posix_spawn(argv[0], argv, dict(env), file_actions=inherited, setsid=True)
+        finally:
+            for descriptor in pass_fds:
+                os.set_inheritable(descriptor, False)
+
+    def kill(self) -> None:
+        """Send SIGKILL; nothing happens if it is dead and waited for."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait for its end, and let go of it."""
+        with contextlib.suppress(ChildProcessError):  # somebody who waits for whatever child ends was quicker
+            _original("os", "waitpid")(self.pid, 0)
 
 
 class Latch:

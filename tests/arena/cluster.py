@@ -155,14 +155,21 @@ class Cluster:
         broker: Celery configuration with at least `broker_url`.
         directory: Where logs and journals go.
         conf: Further configuration; `TIMELY` durations hold unless it says otherwise.
+        pool: The workers' pool; by default what the environment variable `HIGHLANDER_ARENA_POOL` says, else prefork.
     """
 
     app_path: ClassVar[str] = "tests.arena.shop"
 
     def __init__(
-        self, url: str, broker: Mapping[str, Any], directory: Path, conf: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        broker: Mapping[str, Any],
+        directory: Path,
+        conf: Mapping[str, Any] | None = None,
+        pool: str | None = None,
     ) -> None:
         self.url = url
+        self.pool = pool or os.environ.get("HIGHLANDER_ARENA_POOL") or "prefork"
         self.directory = directory
         self.journals = directory / "journals"
         self.journals.mkdir(exist_ok=True)
@@ -195,7 +202,7 @@ class Cluster:
         argv = [
             *prefix,
             *(sys.executable, "-m", "celery", "-A", self.app_path, "worker"),
-            *("-n", f"{name}@arena", "-c", str(concurrency), "-l", "INFO", *options),
+            *("-n", f"{name}@arena", "-c", str(concurrency), "-l", "INFO", "-P", self.pool, *options),
         ]
         log = self.directory / f"{name}.log"
         worker = Worker(name, argv, self.environment(conf, env), log, ROOT)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from celery import Celery
+from celery import Celery, signals
 
 from celery_highlander import Highlander, Leadership
 from celery_highlander.worker.leadership import current_leadership
@@ -22,6 +22,20 @@ JOURNALS = os.environ.get("HIGHLANDER_ARENA_JOURNALS", ".")
 
 if os.environ.get("HIGHLANDER_ARENA_INSTALL", "1") == "1":
     highlander = Highlander(app)
+
+
+_main_pid = 0
+
+
+@signals.worker_init.connect(weak=False)
+def _remember_worker(**kwargs: object) -> None:
+    global _main_pid  # noqa: PLW0603  # one for each process; what a pool forks inherits it
+    _main_pid = os.getpid()
+
+
+def _node() -> int:
+    """The pid of the worker in which a task runs, whatever its pool is."""
+    return _main_pid or os.getppid()
 
 
 def beat_until_told(leadership: Leadership, name: str) -> None:
@@ -73,7 +87,7 @@ def work(number: int, seconds: float = 0.01) -> int:
     """A task of the singleton queue: notes start and end under the node (worker) that runs it, and beats between."""
     leadership = current_leadership()
     journal = Journal.open(JOURNALS, QUEUE)
-    node = os.getppid()
+    node = _node()
     with journal.task(QUEUE, node, leadership.token, str(number)):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -87,7 +101,7 @@ def work(number: int, seconds: float = 0.01) -> int:
 def ordinary(number: int, seconds: float = 0.01) -> int:
     """A task of an ordinary queue."""
     journal = Journal.open(JOURNALS, "ordinary")
-    with journal.task("ordinary", os.getppid(), "-", str(number)):
+    with journal.task("ordinary", _node(), "-", str(number)):
         time.sleep(seconds)
     journal.close()
     return number

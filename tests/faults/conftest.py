@@ -40,6 +40,7 @@ class MakeCluster(Protocol):
         url: str | None = None,
         processes: Mapping[str, str] | None = None,
         conf: Mapping[str, Any] | None = None,
+        pool: str | None = None,
     ) -> Cluster:
         """Make a cluster without workers, in which every singleton has been led before.
 
@@ -49,6 +50,7 @@ class MakeCluster(Protocol):
             url: The workers' way to the database, where it is not the direct one.
             processes: The singleton processes; a well-behaved `ticker` if not given.
             conf: Further configuration.
+            pool: The workers' pool.
         """
 
 
@@ -70,13 +72,14 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, postgres: Database) 
             url: str | None = None,
             processes: Mapping[str, str] | None = None,
             conf: Mapping[str, Any] | None = None,
+            pool: str | None = None,
         ) -> Cluster:
             all_processes = {"ticker": "tests.arena.shop:ticker"} if processes is None else dict(processes)
             conf = {"highlander_processes": all_processes, **(conf or {})}
             lead_once(postgres.url("psycopg2"), [*conf.get("highlander_queues", [QUEUE]), *all_processes])
             server: Redis | RabbitMQ = request.getfixturevalue(f"{broker}_server")
             stack.callback(_empty, server)
-            made = Cluster(url or postgres.url(driver), {"broker_url": server.url()}, tmp_path, conf)
+            made = Cluster(url or postgres.url(driver), {"broker_url": server.url()}, tmp_path, conf, pool)
             stack.enter_context(made)
             stack.callback(_show, request.node, made)
             return made

@@ -35,10 +35,10 @@ def leader_and_standby(
     cluster.leader(PROCESS, timeout=PATIENCE)
     standby = cluster.start(*QUIET, "-X", QUEUE, concurrency=2)
     cluster.leader(QUEUE, timeout=PATIENCE)
+    ready(standby)
     cluster.send(0, seconds=task_seconds)
     for singleton in (QUEUE, PROCESS):
         acts(cluster, singleton)
-    ready(standby)
     return leader, standby
 
 
