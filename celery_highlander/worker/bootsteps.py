@@ -149,9 +149,10 @@ class HighlanderStep(bootsteps.StartStopStep):
         signals.worker_shutting_down.connect(self._shutting_down, sender=w.hostname)
         self.link.campaign(sorted(self.processes))
 
-    def _shutting_down(self, **kwargs: Any) -> None:
+    def _shutting_down(self, how: str = "", **kwargs: Any) -> None:
         self.consumers.closing = True
-        self.link.leave("worker shutting down")  # in the signal handler already: nobody has to wait for the loop
+        # In the signal handler already: nobody has to wait for the loop.
+        self.link.leave("worker shutting down", patient=how != "Cold")
 
     def close(self, w: WorkController) -> None:
         """Hand over before anything else is waited for."""

@@ -139,6 +139,7 @@ class KeeperLink:
         self._hung = False
         self._stuck = False
         self._leaving = False
+        self._is_patient = False
         self._closed = False
         self._first_word = native.Latch()
         self._refusal: HighlanderError | None = None
@@ -179,13 +180,14 @@ class KeeperLink:
         """Note whether there is a broker: a leader that is without one for too long steps down from its queues."""
         self._broker_gone_at = None if connected else boot_time()
 
-    def leave(self, reason: str) -> None:
-        """Give up everything, letting running tasks finish. Safe in a signal handler."""
+    def leave(self, reason: str, *, patient: bool = True) -> None:
+        """Give up everything; a patient one lets running tasks finish. Safe in a signal handler."""
 
         def order() -> None:
-            if not self._leaving:
+            if not self._leaving or (self._is_patient and not patient):
                 self._leaving = True
-                self._withdraw(list(self._plan.keys), reason, None, True)
+                self._is_patient = patient
+                self._withdraw(list(self._plan.keys), reason, None, patient)
 
         self._order(order)
 
@@ -424,6 +426,8 @@ class KeeperLink:
                 phases = {**self.snapshot.phases, message["name"]: message["phase"]}
                 tokens = {**self.snapshot.tokens, message["name"]: message["token"]}
                 self._show(phases=phases, tokens=tokens)
+            case "launcher_ready":
+                logger.info("highlander: singleton processes can run here")
             case "process":
                 self._show(pids={**self.snapshot.pids, message["name"]: message["pid"]})
             case "target_wanted":

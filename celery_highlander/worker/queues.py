@@ -196,7 +196,15 @@ class QueueWork:
                     self._finished.popitem(last=False)
             self._consumers.when_acknowledged(lambda: self._settle(run))
 
-        self._runs[id(request)] = Run(request, term, may_begin=may_begin, ended=ended, refusal=self._stopper.refusal)
+        stopper = self._stopper
+        self._runs[id(request)] = Run(
+            request,
+            term,
+            may_begin=may_begin,
+            ended=ended,
+            refusal=stopper.refusal,
+            cancel=stopper.stop if stopper.inside else None,
+        )
 
     def _settle(self, run: Run) -> None:
         run.settled = True

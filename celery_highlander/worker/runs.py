@@ -48,6 +48,7 @@ class Run:
         may_begin: Callable[[Run], bool],
         ended: Callable[[Run], None],
         refusal: Callable[[], BaseException],
+        cancel: Callable[[Run], None] | None,
     ) -> None:
         """Watch `request` from now on, and tell its process of the term.
 
@@ -57,6 +58,7 @@ class Run:
             may_begin: asked by the pool's thread just before the task begins.
             ended: called once, on whichever thread, when the task has ended.
             refusal: makes what is raised to keep the pool from beginning.
+            cancel: stops the task where Celery's own way, in a cold shutdown, would fail or acknowledge the message.
         """
         self.request = request
         self.begun = self.settled = self.killed = self.returned = self.orphaned = False
@@ -87,6 +89,13 @@ class Run:
             return timed_out(soft, timeout) if soft else self._ending(timed_out)(soft, timeout)
 
         request.on_timeout = on_timeout
+        if cancel is not None:
+
+            def cancelled(pool: object, **options: Any) -> None:
+                cancel(self)
+                self.killed = True  # whatever still comes of it
+
+            request.cancel = cancelled
 
     def _ending(self, tell: Callable[..., object]) -> Callable[..., object]:
         def told(*args: Any, **options: Any) -> object:

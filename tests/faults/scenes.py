@@ -36,6 +36,7 @@ def leader_and_standby(
     standby = cluster.start(*QUIET, "-X", QUEUE, concurrency=2)
     cluster.leader(QUEUE, timeout=PATIENCE)
     ready(standby)
+    wait_until(lambda: "processes can run here" in standby.log, PATIENCE, "the standby to be able to run processes")
     cluster.send(0, seconds=task_seconds)
     for singleton in (QUEUE, PROCESS):
         acts(cluster, singleton)
