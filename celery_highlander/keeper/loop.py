@@ -67,6 +67,7 @@ class Keeper:
         self._worker = worker
         self._timing = Timing(**hello["timing"])
         self._worker_timeout: float = hello["worker_timeout"]
+        self._kills_worker: bool = hello.get("on_stuck", "kill") == "kill"
         self._cell = LeaseCell(hello["cell"])
         self._cell_descriptor: int = hello["cell"]
         self._children = Children(hello["address"], hello["cell"])
@@ -428,8 +429,14 @@ class Keeper:
         if process is not None:
             logger.warning("killing the process of %r: %s", name, reason, extra={"action": "kill_process"})
             process.kill()
-        elif name in self._worker_terms:
+        elif name in self._worker_terms and self._kills_worker:
             self._kill_worker(f"{name!r}: {reason}")
+        elif name in self._worker_terms:
+            logger.critical(
+                "%r did not stop before its lease ends, and goes on UNSAFELY: highlander_on_stuck is 'continue'",
+                name,
+                extra={"action": "stuck"},
+            )
 
     def _work_stopped(self, name: str, token: int, reason: str, rest: float, now: float) -> None:
         if self._worker_terms.get(name) != token:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ _main_pid = 0
 def _remember_worker(**kwargs: object) -> None:
     global _main_pid  # noqa: PLW0603  # one for each process; what a pool forks inherits it
     _main_pid = os.getpid()
+    signal.signal(signal.SIGUSR2, lambda *_: time.sleep(600))  # hangs the main loop, and nothing else
 
 
 def _node() -> int:
@@ -93,6 +95,26 @@ def work(number: int, seconds: float = 0.01) -> int:
         while time.monotonic() < end:
             journal.write(QUEUE, node, leadership.token, "beat")
             time.sleep(0.002)
+    journal.close()
+    return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def holds_gil(number: int, seconds: float) -> int:
+    """A task of the singleton queue that is in a C call for that long, and lets nothing else in its process run."""
+    journal = Journal.open(JOURNALS, QUEUE)
+    with journal.task(QUEUE, _node(), current_leadership().token, str(number)):
+        ctypes.PyDLL(None).sleep(int(seconds))
+    journal.close()
+    return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def sleeps(number: int, seconds: float) -> int:
+    """A task of the singleton queue in a C call that only lets other threads run, no exception in."""
+    journal = Journal.open(JOURNALS, QUEUE)
+    with journal.task(QUEUE, _node(), current_leadership().token, str(number)):
+        ctypes.CDLL(None).sleep(int(seconds))
     journal.close()
     return number
 
