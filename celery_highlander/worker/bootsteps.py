@@ -159,6 +159,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         self.consumers.closing = True
         self.link.leave("worker shutting down")
         self.consumers.reconcile()
+        self.consumers.run_out()
+        self.consumers.loop_ended()
 
     def stop(self, w: WorkController) -> None:
         """The pool is drained: wait until everything is released."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 from celery.worker import state
@@ -36,6 +37,7 @@ class Consumers:
         self.works: dict[str, QueueWork] = {}
         self.closing = False  # the worker is on its way out: nothing may start any more
         self.connection_number = 0
+        self._running_out = False
         self._routes: dict[tuple[str, str], str] = {}
         self._tags: dict[str, str] = {}
         self._channels: dict[str, OwnChannel] = {}
@@ -108,6 +110,38 @@ class Consumers:
         if self._fetcher is not None:
             self._fetcher.look()
 
+    def run_out(self) -> None:
+        """In a warm shutdown, keep the event loop going until the last task of a singleton queue is acknowledged.
+
+        Celery stops its loop first, and then waits for the pool in a way that hears of finished tasks late, or never.
+        No other task begins meanwhile: its message goes back when the connection is closed, as ever.
+        """
+        consumer = self._consumer
+        if consumer is None or consumer.hub is None or not _is_set(state.should_stop):
+            return
+        self._running_out = True
+        try:
+            consumer.task_consumer.cancel()
+            loop = consumer.hub.create_loop()
+            while not _is_set(state.should_terminate) and any(work.is_busy for work in self.works.values()):
+                if not consumer.hub.readers:
+                    return  # an earlier Celery has taken the loop to pieces
+                next(loop)
+        except Exception as error:  # noqa: BLE001  # the rest is left to Celery's own shutdown
+            logger.warning("highlander: the event loop could not go on to the last task's end: %r", error)
+
+    def loop_ended(self) -> None:
+        """The worker stops, and its event loop runs no more: from now on do at once what was ordered for later.
+
+        Celery itself would only send the acknowledgements of the last tasks when the pool is gone.
+        """
+        consumer = self._consumer
+        if consumer is None or consumer.hub is None or isinstance(consumer.hub, _AtOnce):
+            return
+        hub, consumer.hub = consumer.hub, _AtOnce()
+        for ordered in hub._pop_ready() if hasattr(hub, "_pop_ready") else hub._ready:
+            _guarded(ordered)
+
     def soon(self, callback: Callable[[], object]) -> None:
         """Have `callback` run on the consumer's thread; where there is no connection it does not run."""
         consumer = self._consumer
@@ -145,7 +179,18 @@ class Consumers:
                 self._cancel(name, consumer)
             work.is_consuming = False
             fetched = {*state.reserved_requests, *getattr(state, "scheduled_requests", ())}
-            work.give_back([request for request in fetched if self.work_of(request) is work], consumer)
+            ours = [request for request in fetched if self.work_of(request) is work]
+            work.give_back([*ours, *self._take_limited(work, consumer)], consumer)
+
+    def _take_limited(self, work: QueueWork, consumer: Consumer) -> list[Request]:
+        """Take the requests of a queue that wait for the sake of their tasks' rate limits."""
+        taken = []
+        for bucket in consumer.task_buckets.values():
+            for item in list(bucket.contents) if bucket else ():
+                if self.work_of(item[0]) is work:
+                    bucket.contents.remove(item)
+                    taken.append(item[0])
+        return taken
 
     def _is_consuming(self, name: str, consumer: Consumer) -> bool:
         own = self._channels.get(name)
@@ -192,8 +237,11 @@ class Consumers:
 
         def gated(request: Request) -> object:
             work = self.work_of(request)
-            if work is None:
+            if work is None and not self._running_out:
                 return inner(request)
+            if work is None:
+                _release_slot(worker)
+                return None
             match work.admit(request):
                 case Admission.GO:
                     return inner(request)
@@ -210,6 +258,23 @@ class Consumers:
         if worker.process_task == inner:
             worker.process_task = gated
         worker._process_task = gated
+
+
+class _AtOnce:
+    """Stands in for the event loop of a consumer when that has ended; pools of threads call it from several."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Call it now."""
+        with self._lock:
+            _guarded(callback)
+
+
+def _is_set(stop: object) -> bool:
+    """Whether Celery is to stop: it then says with which exit code, and 0 is one."""
+    return stop is not None and stop is not False
 
 
 def _finish(request: Request) -> None:

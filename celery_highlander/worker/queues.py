@@ -141,6 +141,11 @@ class QueueWork:
         return self.is_wanted and boot_time() < self._cell.deadline
 
     @property
+    def is_busy(self) -> bool:
+        """Whether something of the queue still runs here, or is not acknowledged yet."""
+        return bool(self._live())
+
+    @property
     def has_room(self) -> bool:
         """Whether another message may be fetched."""
         return self.concurrency is None or len(self._live()) + len(self._waiting) < self.concurrency
