@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     )
     from celery_highlander.store.fencing import fence
     from celery_highlander.worker.highlander import Highlander
+    from celery_highlander.worker.inside import LeadershipLostError
     from celery_highlander.worker.leadership import Leadership
     from celery_highlander.worker.signals import leader_elected, leader_stepped_down, leadership_lost
 
@@ -22,6 +23,7 @@ __all__ = [
     "Highlander",
     "HighlanderError",
     "Leadership",
+    "LeadershipLostError",
     "LockSessionError",
     "StaleTermError",
     "fence",
@@ -35,6 +37,7 @@ _HOMES = {
     "Highlander": "worker.highlander",
     "HighlanderError": "errors",
     "Leadership": "worker.leadership",
+    "LeadershipLostError": "worker.inside",
     "LockSessionError": "errors",
     "StaleTermError": "errors",
     "fence": "store.fencing",
