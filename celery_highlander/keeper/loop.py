@@ -24,13 +24,14 @@ from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
 from celery_highlander.election.lease import Timing
 from celery_highlander.errors import ERRORS_BY_CODE, DatabaseUnavailableError, HighlanderError, LockSessionError
+from celery_highlander.keeper import process_table
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
-from celery_highlander.keeper.processes import Launcher, SingletonProcess
+from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
 from celery_highlander.keeper.session import LockSession, Report, SessionPlan
 from celery_highlander.keeper.trace import open_trace
-from celery_highlander.keeper.victims import Victim, descendants, hold
+from celery_highlander.keeper.victims import Victim, adopt_orphans, freeze
 from celery_highlander.store.connecting import Target
 from celery_highlander.store.terms import Identity
 
@@ -116,6 +117,7 @@ class Keeper:
         self._worker_frozen = False
         self._worker_deaf = False
         self._dying: set[Victim] = set()
+        self._orphaned: list[SingletonProcess] = []  # their supervisors were killed; what these adopted is being killed
         self._trace = open_trace()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -126,6 +128,7 @@ class Keeper:
         Args:
             further: what the worker said together with its hello.
         """
+        adopt_orphans()
         self._watch(self._channel, self._hear_worker)
         self._watch(self._worker, self._worker_died)
         self._watch(self._children, self._children.accept)
@@ -156,7 +159,8 @@ class Keeper:
         return self._node.idle or overdue  # without our marks the successors wait for the lease, no longer
 
     def _next_deadline(self, now: float) -> float:
-        restarts = min((process.restart_at for process in self._processes.values()), default=inf)
+        processes = self._processes.values()
+        restarts = min((min(process.restart_at, process.kill_again_at) for process in processes), default=inf)
         flush_at = now + FLUSH_AGAIN if self._channel.has_unsent and not self._worker_deaf else inf
         return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts, flush_at)
 
@@ -176,6 +180,8 @@ class Keeper:
         for process in list(self._processes.values()):
             if now >= process.restart_at:
                 self._start_process(process, now)
+            elif now >= process.kill_again_at:
+                process.kill_again(now)
             elif process.running and process.victim is None and now > process.started_at + UP_TIMEOUT:
                 self._end_launcher("it does not start processes", now)
         connecting = self._session is not None and not self._node.connected
@@ -184,6 +190,7 @@ class Keeper:
             self._feed(n.ConnectFailed(f"no connection within {CONNECT_LIMIT:g} s"), now)
         for victim in [victim for victim in self._dying if victim.fileno() < 0 and victim.dead]:
             self._buried(victim)
+        reap_adopted(self._launcher)
 
     def _feed(self, event: n.NodeEvent, now: float) -> None:
         """Hand an event to the node and do what it asks; an event that arises meanwhile waits for its turn."""
@@ -352,7 +359,7 @@ class Keeper:
         self._worker_deaf = True
         self._target_told.set()
         for process in self._processes.values():
-            process.kill()
+            process.kill(now)
         self._doom(self._registered())  # a child that has not registered has not begun a singleton's task either
         self._leave("worker died", now, patient=False)
         self._all_dead(now)
@@ -366,9 +373,8 @@ class Keeper:
             reason,
             extra={"action": "kill_worker"},
         )
-        victims = [victim for pid in self._worker_tree() if (victim := hold(pid)) is not None]
-        self._worker.kill()
-        self._doom(victims + self._registered())
+        tree = freeze(self._worker_tree)  # with the worker itself: it must not start another child meanwhile
+        self._doom(tree + self._registered())
 
     def _registered(self) -> list[Victim]:
         """The pool children that live, those included that have only just connected."""
@@ -376,9 +382,11 @@ class Keeper:
         return self._children.victims()
 
     def _worker_tree(self) -> list[int]:
-        """The worker's descendants, without this keeper and its singleton processes."""
-        mine = {os.getpid(), *descendants(os.getpid())}
-        return [pid for pid in descendants(self._worker.pid) if pid not in mine]
+        """The worker and its descendants, without this keeper and its singleton processes."""
+        table = process_table.snapshot()
+        mine = {os.getpid(), *process_table.below(os.getpid(), table)}
+        tree = [self._worker.pid, *process_table.below(self._worker.pid, table)]
+        return [pid for pid in tree if pid not in mine]
 
     def _doom(self, victims: list[Victim]) -> None:
         known = {victim.pid for victim in self._dying}
@@ -393,6 +401,10 @@ class Keeper:
         if victim.fileno() >= 0:
             self._selector.unregister(victim)
         self._dying.discard(victim)
+        if not self._dying:
+            orphaned, self._orphaned = self._orphaned, []
+            for process in orphaned:
+                self._process_ended(process)
         self._all_dead(boot_time())
 
     def _all_dead(self, now: float) -> None:
@@ -427,7 +439,7 @@ class Keeper:
         process = self._processes.get(name)
         if process is not None:
             logger.warning("killing the process of %r: %s", name, reason, extra={"action": "kill_process"})
-            process.kill()
+            process.kill(boot_time())
         elif name in self._worker_terms:
             self._kill_worker(f"{name!r}: {reason}")
 
@@ -505,13 +517,15 @@ class Keeper:
         for message in messages:
             match message["type"]:
                 case "up":
-                    if process.up(message["pid"]) is not None:
+                    if process.up(message["pid"], message.get("supervisor")) is not None:
                         self._watch(process.victim, lambda: self._process_ended(process))
                     self._tell("process", name=process.name, token=process.token, pid=message["pid"])
                     if process.stopping:
-                        process.kill()  # told to stop before it began
+                        process.kill(boot_time())  # told to stop before it began
                 case "ended":
                     process.how = message["how"]
+                case "clear":
+                    process.cleared = True
                 case _:
                     pass
 
@@ -521,9 +535,14 @@ class Keeper:
             with contextlib.suppress(ChannelClosedError):
                 for message in process.channel.receive():
                     process.how = message.get("how", process.how)
+                    process.cleared = process.cleared or message["type"] == "clear"
         for source in (process.victim, process.channel):
             if source is not None and source.fileno() in self._selector.get_map():
                 self._selector.unregister(source)
+        if not process.is_clear and (left := freeze(self._strays)):
+            self._orphaned.append(process)
+            self._doom(left)
+            return
         process.ended(self._launcher, now)
         if process.restart_at < inf:
             logger.warning("the process of %r ended (%s); again soon", process.name, process.how, extra=_ENDED)
@@ -532,6 +551,9 @@ class Keeper:
         else:
             logger.error("%r is handed on: its process keeps ending here (%s)", process.name, process.how, extra=_ENDED)
             self._process_over(process, f"its process keeps ending here ({process.how})", HAND_ON_REST)
+
+    def _strays(self) -> list[int]:
+        return strays(self._launcher, list(self._processes.values()))
 
     def _process_over(self, process: SingletonProcess, reason: str, rest: float) -> None:
         del self._processes[process.name]

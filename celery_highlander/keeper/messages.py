@@ -16,12 +16,21 @@ Message = dict[str, Any]
 
 _CHUNK = 65536
 
+_LINE_LIMIT = 4 * 1024 * 1024
+"""Bytes of a message at most, so that a line without end does not fill the memory."""
+
+_READ_LIMIT = 2 * _LINE_LIMIT  # bytes read at a time, however fast the other side writes
+
 _UNSENT_LIMIT = 4 * 1024 * 1024
 """Bytes that may wait for the other side to read: thousands of singletons elected at once, or a side that is frozen."""
 
 
 class ChannelClosedError(ConnectionError):
     """The other side is gone, or has not read for so long that the buffer is full."""
+
+
+class MessageError(ChannelClosedError):
+    """The other side speaks nonsense: nothing that it says can be relied on any more, as if it were gone."""
 
 
 class Channel:
@@ -84,6 +93,7 @@ class Channel:
 
         Raises:
             ChannelClosedError: the other side closed, and nothing is left to read.
+            MessageError: what has arrived is not made of messages.
         """
         closed = False
         while True:
@@ -97,14 +107,33 @@ class Channel:
                 closed = True
                 break
             self._buffer += chunk
+            if len(self._buffer) > _READ_LIMIT:
+                break  # the rest with the next call
         *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > _LINE_LIMIT:
+            raise MessageError(f"a message of more than {_LINE_LIMIT} bytes")
         if closed and not lines:
             raise ChannelClosedError("the other side closed")
-        return [json.loads(line) for line in lines]
+        return [parse(line) for line in lines if line]
 
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
+
+
+def parse(line: bytes) -> Message:
+    """Return the message in a line.
+
+    Raises:
+        MessageError: there is none.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"not a message ({error}): {line[:80]!r}") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise MessageError(f"a message without a type: {line[:80]!r}")
+    return message
 
 
 def _plain(value: object) -> object:
