@@ -27,6 +27,7 @@ from celery_highlander.errors import ERRORS_BY_CODE, DatabaseUnavailableError, H
 from celery_highlander.keeper import process_table
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
+from celery_highlander.keeper.marks import Searcher
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
 from celery_highlander.keeper.session import LockSession, Report, SessionPlan
@@ -71,6 +72,7 @@ class Keeper:
         self._cell = LeaseCell(hello["cell"])
         self._cell_descriptor: int = hello["cell"]
         self._children = Children(hello["address"], hello["cell"])
+        self._searcher = Searcher(hello["address"], worker.pid, spare=os.getpid())
         self._process_names = frozenset(hello["processes"])
         self._launch: Message = hello["launch"]
         self._launcher: Launcher | None = None
@@ -360,7 +362,7 @@ class Keeper:
         self._target_told.set()
         for process in self._processes.values():
             process.kill(now)
-        self._doom(self._registered())  # a child that has not registered has not begun a singleton's task either
+        self._doom_work()
         self._leave("worker died", now, patient=False)
         self._all_dead(now)
 
@@ -375,6 +377,16 @@ class Keeper:
         )
         tree = freeze(self._worker_tree)  # with the worker itself: it must not start another child meanwhile
         self._doom(tree + self._registered())
+
+    def _doom_work(self) -> None:
+        """Kill the pool children, and what tasks of singleton queues have started; found again until none is left."""
+        children = self._registered()  # one that has not registered has not begun a singleton's task either
+        if self._worker_terms and len(self._find_work()) > len(children):
+            self._doom(freeze(self._find_work))
+        self._doom(children)
+
+    def _find_work(self) -> list[int]:
+        return self._searcher.find([child.pid for child in self._children.victims()])
 
     def _registered(self) -> list[Victim]:
         """The pool children that live, those included that have only just connected."""
@@ -408,8 +420,11 @@ class Keeper:
         self._all_dead(boot_time())
 
     def _all_dead(self, now: float) -> None:
-        """The work of a dead worker has stopped when all of its children are dead."""
+        """The work of a dead worker has stopped when its children are dead, and what tasks have started in them."""
         if self._worker_gone_at is None or self._dying:
+            return
+        if self._worker_terms and (left := freeze(self._find_work)):
+            self._doom(left)
             return
         for name, token in list(self._worker_terms.items()):
             self._work_stopped(name, token, "", 0.0, now)

@@ -68,6 +68,12 @@ def ancestors(pid: int) -> list[int]:
     return found
 
 
+def started_at(pid: int) -> int:
+    """Return when the process was started, in ticks of the boot-time clock; 0 where that is unknown."""
+    entry = _read(pid)
+    return 0 if entry is None else entry[0].started
+
+
 def is_at_rest(pid: int) -> bool:
     """Whether the process is stopped, dead or gone, so that it does nothing any more."""
     entry = _read(pid)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from celery_highlander.clock import boot_time
 from celery_highlander.errors import ERRORS_BY_CODE, HighlanderError, LockSessionError
 from celery_highlander.keeper import cell as lease_cell
-from celery_highlander.keeper import children
+from celery_highlander.keeper import children, marks
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.worker import signals
 
@@ -287,7 +287,7 @@ class KeeperLink:
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), self._cell_descriptor),
                     start_new_session=True,
-                    env=os.environ | {"PYTHONPATH": _python_path()},
+                    env=_environment(),
                 )
         self._channel = Channel(ours)
         self._heard_at = boot_time() + settings.worker_timeout + 10.0  # its first word may take the time of its imports
@@ -489,6 +489,12 @@ class KeeperLink:
         busy = self._held or self._process_terms or self._reported or set(self.snapshot.phases.values()) - {"standby"}
         if self._leaving and (self._channel is None or not busy):
             self._released.set()
+
+
+def _environment() -> dict[str, str]:
+    """The keeper's: it is never part of a task, even if one runs in this process (a solo pool) as it is started."""
+    ours = {name: value for name, value in os.environ.items() if name != marks.VARIABLE}
+    return ours | {"PYTHONPATH": _python_path()}
 
 
 def _python_path() -> str:

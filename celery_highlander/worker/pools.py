@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING, Protocol
 
-from celery_highlander.keeper.victims import Victim, hold
+from celery_highlander.clock import boot_time
+from celery_highlander.keeper.children import ADDRESS_VARIABLE
+from celery_highlander.keeper.marks import Searcher
+from celery_highlander.keeper.victims import Victim, freeze
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
     from celery.worker.request import Request
+
+
+CLEAN_UP_LIMIT = 0.2
+"""Seconds for processes to die that were killed."""
 
 
 class TaskStopper(Protocol):
@@ -23,35 +32,58 @@ class TaskStopper(Protocol):
     def is_dead(self, request: Request) -> bool:
         """Return whether the task that was killed is dead."""
 
+    def clean_up(self, request: Request) -> None:
+        """Kill what a task has left behind whose process died by itself. Called on the consumer's thread."""
+
 
 class PreforkStopper:
-    """Prefork: the child that runs the task is killed; the pool replaces it."""
+    """Prefork: the child that runs the task is killed, with what the task has started; the pool replaces it."""
 
     announcement = ""
 
     def __init__(self) -> None:
-        self._victims: dict[int, Victim] = {}
+        self._victims: dict[int, list[Victim]] = {}
 
     def kill(self, request: Request) -> bool:
         """Kill the child; a request that no child has accepted yet cannot be killed."""
         if id(request) in self._victims:
             return True
         pid = request.worker_pid
-        victim = hold(pid) if pid else None
-        if victim is None:
+        if not pid:
             return False
-        victim.kill()
-        self._victims[id(request)] = victim
+        searcher = Searcher(os.environ[ADDRESS_VARIABLE], os.getpid())
+        victims = freeze(lambda: searcher.find([pid], pid))
+        if not victims:
+            return False
+        for victim in victims:
+            victim.kill()
+        self._victims[id(request)] = victims
         return True
 
     def is_dead(self, request: Request) -> bool:
-        """Return whether the child is dead."""
-        victim = self._victims.get(id(request))
-        if victim is None or not victim.dead:
+        """Return whether the child is dead, and all that its task has started."""
+        victims = self._victims.get(id(request), [])
+        if not victims or not all(victim.dead for victim in victims):
             return False
-        victim.close()
+        for victim in victims:
+            victim.close()
         del self._victims[id(request)]
         return True
+
+    def clean_up(self, request: Request) -> None:
+        """Kill what the task has started; wait a moment for its death, for the task may run again at once."""
+        pid = request.worker_pid
+        if not pid:
+            return
+        searcher = Searcher(os.environ[ADDRESS_VARIABLE], os.getpid())
+        orphans = freeze(lambda: searcher.find([], pid))
+        for orphan in orphans:
+            orphan.kill()
+        give_up_at = boot_time() + CLEAN_UP_LIMIT
+        while not all(orphan.dead for orphan in orphans) and boot_time() < give_up_at:
+            time.sleep(0.001)
+        for orphan in orphans:
+            orphan.close()
 
 
 class WorkerStopper:
@@ -71,6 +103,9 @@ class WorkerStopper:
     def is_dead(self, request: Request) -> bool:
         """Nothing dies here but the worker as a whole."""
         return False
+
+    def clean_up(self, request: Request) -> None:
+        """A task ends with the worker only."""
 
 
 def stopper_for(worker: WorkController) -> TaskStopper:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from billiard.exceptions import WorkerLostError
 from celery.worker import state
 
 from celery_highlander.clock import boot_time
@@ -38,6 +39,8 @@ RESCUE_INTERVAL = 5.0
 
 ACK_GRACE = 0.5
 """Seconds that a finished task's acknowledgement may take; until then its message might be given to the next leader."""
+
+_CHILD_DIED = (WorkerLostError, SystemExit, KeyboardInterrupt)  # as a request is told of it
 
 
 class QueueWork:
@@ -126,6 +129,8 @@ class QueueWork:
 
         def on_failure(exc_info: Any, **options: Any) -> object:
             if self._killed.pop(id(request), None) is None:
+                if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), _CHILD_DIED):
+                    self._stopper.clean_up(request)
                 return failed(exc_info, **options)
             self._requeue(request)  # not a failure of the task: it was killed, and runs again
             return None

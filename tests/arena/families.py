@@ -45,12 +45,13 @@ def argv_of_a_descendant(singleton: str, node: object, token: object) -> list[st
     return [sys.executable, str(Path(__file__)), JOURNALS, singleton, str(node), str(token)]
 
 
-def start_family(singleton: str, node: object, token: object) -> None:
-    """Start descendants: a plain one, one in another session, one without its environment, and two orphaned daemons."""
+def start_family(singleton: str, node: object, token: object, *, bare: bool = True) -> None:
+    """Start descendants: a plain one, one without its environment (if `bare`), and two orphaned daemons."""
     argv = argv_of_a_descendant(singleton, node, token)
     path = {"PYTHONPATH": str(_ROOT)}
     subprocess.Popen(argv, env={**os.environ, **path})
-    subprocess.Popen(argv, env={**path, MARK: os.environ[MARK]})  # by that the arena cleans up
+    if bare:
+        subprocess.Popen(argv, env={**path, MARK: os.environ[MARK]})  # by that the arena cleans up
     start_daemons(singleton, node, token)
 
 
@@ -71,6 +72,18 @@ def start_daemons(singleton: str, node: object, token: object) -> None:
 def writers(directory: Path, singleton: str) -> set[int]:
     """The processes that have written for a singleton."""
     return {int(path.name.split(".")[1]) for path in directory.glob(f"{singleton}.*")}
+
+
+def leave_running() -> None:
+    """Start a program that is to go on, as an ordinary task may; its pid is the name of a file."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    process.returncode = 0  # not ours to wait for
+    (Path(JOURNALS) / f"left.{process.pid}").touch()
+
+
+def left_running(directory: Path) -> list[int]:
+    """The pids of those programs."""
+    return [int(path.suffix[1:]) for path in directory.glob("left.*")]
 
 
 # -- singleton processes -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from celery import Celery
 
 from celery_highlander import Highlander, Leadership
 from celery_highlander.worker.leadership import current_leadership
+from tests.arena import families
 from tests.arena.journal import Journal
 
 QUEUE = "highlander"
@@ -91,3 +92,23 @@ def ordinary(number: int, seconds: float = 0.01) -> int:
         time.sleep(seconds)
     journal.close()
     return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def parent(number: int, seconds: float = 0.01, *, bare: bool = False) -> None:
+    """A task of the singleton queue that starts processes, which beat under its name until they are killed."""
+    leadership = current_leadership()
+    node = os.getppid()
+    journal = Journal.open(JOURNALS, QUEUE)
+    with journal.task(QUEUE, node, leadership.token, str(number)):
+        families.start_family(QUEUE, node, leadership.token, bare=bare)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            journal.write(QUEUE, node, leadership.token, "beat")
+            time.sleep(0.002)
+
+
+@app.task
+def leaves_a_program(number: int, seconds: float = 0.01) -> None:
+    """A task of an ordinary queue that starts a program on purpose and ends before it."""
+    families.leave_running()
