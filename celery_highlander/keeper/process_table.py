@@ -1,4 +1,4 @@
-"""The processes of this machine, as /proc shows them; knows nothing of what they are to us. Empty where there is none."""
+"""The processes of this machine, as /proc shows them, or none; knows nothing of what they are to us."""
 
 from __future__ import annotations
 

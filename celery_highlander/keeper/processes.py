@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.keeper import process_table
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.keeper.victims import Victim, freeze, hold
 
 if TYPE_CHECKING:

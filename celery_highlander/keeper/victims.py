@@ -84,7 +84,7 @@ def hold(pid: int) -> Victim | None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process below this one whose own parent dies; Linux only, elsewhere nothing happens."""
+    """Become the parent of every process below this one whose own parent dies; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

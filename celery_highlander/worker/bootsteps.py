@@ -23,6 +23,8 @@ logger = logging.getLogger("celery_highlander")
 
 EX_CONFIG = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
 
+_CHILDREN = "celery_highlander.worker.children"
+
 FIRST_WORD_TIMEOUT = 8.0
 """Seconds that a starting worker waits for its keeper's first word from the database."""
 
@@ -98,6 +100,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         for name in queues:
             self.consumers.works[name] = QueueWork(name, stopper, link.cell, self.consumers)
         link.works.update(self.consumers.works)
+        # A pool child that is not forked but spawned imports what is listed here, and nothing else of ours.
+        w.app.conf.include = (*w.app.conf.include, _CHILDREN)
         self.consumers.install_gate(self._term_of)
         self.link = link
         self.queues, self.processes = queues, processes

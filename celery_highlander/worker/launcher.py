@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_highlander.process")
 
+
 def resolve(path: str) -> Callable[..., object]:
     """Return the function at `module:qualified.name` (or `module.name`).
 

@@ -41,6 +41,9 @@ logger = logging.getLogger("celery_highlander")
 RESPAWN_DELAY = 0.2
 """Seconds before a keeper that died is started again."""
 
+KEEPER_EXIT_TIMEOUT = 2.0
+"""Seconds that a keeper gets to end once everything is released and its channel closed."""
+
 # A pool child that the main thread forks while a keeper is being started would inherit the keeper's end of the
 # channel, and the pipe on which `Popen` waits for the new program to begin: it would wait until that child dies.
 _no_fork = threading.Lock()
@@ -186,6 +189,9 @@ class KeeperLink:
         self._closed = True
         self._wake()
         self._thread.join(1.0)
+        if self._keeper is not None:  # SIGHUP starts another worker in this process: it would never reap a zombie
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(KEEPER_EXIT_TIMEOUT)
         return done
 
     def _order(self, order: Callable[[], None]) -> None:

@@ -70,8 +70,8 @@ def fork_below(parent: int, channel: int, cell: LeaseCell) -> int:
     pid = os.fork()
     if pid == 0:
         signal.set_wakeup_fd(-1)
-        for number, handler in earlier.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for taken, handler in earlier.items():
+            signal.signal(taken, signal.SIG_DFL if handler is None else handler)
         wake_in.close()
         wake_out.close()
         die_with(supervisor)

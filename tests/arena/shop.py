@@ -109,6 +109,6 @@ def parent(number: int, seconds: float = 0.01, *, bare: bool = False) -> None:
 
 
 @app.task
-def leaves_a_program(number: int, seconds: float = 0.01) -> None:
+def leaves_a_program(*numbers: float) -> None:  # noqa: ARG001  # what every task is sent
     """A task of an ordinary queue that starts a program on purpose and ends before it."""
     families.leave_running()

@@ -14,8 +14,8 @@ import pytest
 from celery_highlander.keeper import cell as lease_cell
 from celery_highlander.keeper.children import Children, new_address, register
 from celery_highlander.keeper.messages import Channel, ChannelClosedError
-from celery_highlander.keeper.processes import RESTART_DELAYS, STEADY_AFTER, SingletonProcess
 from celery_highlander.keeper.process_table import below
+from celery_highlander.keeper.processes import RESTART_DELAYS, STEADY_AFTER, SingletonProcess
 from celery_highlander.keeper.victims import Victim, hold
 from tests.arena.waiting import wait_until
 
