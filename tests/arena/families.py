@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import signal
@@ -130,6 +131,18 @@ def bomb(leadership: Leadership) -> None:
     journal = Journal.open(JOURNALS, leadership.name)
     while not leadership.wait(0.002):
         journal.write(leadership.name, owner, leadership.token, "beat")
+
+
+def hold_the_gil(seconds: int = 30) -> None:
+    """Be in a call of C that does not let another thread run, and deaf."""
+    deafen()
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+def unreachable(leadership: Leadership) -> None:
+    """Says that it began, and is in a C call from then on."""
+    Journal.open(JOURNALS, leadership.name).write(leadership.name, os.getpid(), leadership.token, "beat")
+    hold_the_gil()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 from celery import Celery
 
@@ -112,3 +113,13 @@ def parent(number: int, seconds: float = 0.01, *, bare: bool = False) -> None:
 def leaves_a_program(*numbers: float) -> None:  # noqa: ARG001  # what every task is sent
     """A task of an ordinary queue that starts a program on purpose and ends before it."""
     families.leave_running()
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def unreachable(number: int, _seconds: float = 0.01) -> None:
+    """A task of the singleton queue that is in a C call, holding the GIL; when it runs again, it ends at once."""
+    leadership = current_leadership()
+    journal = Journal.open(JOURNALS, QUEUE)
+    with journal.task(QUEUE, os.getppid(), leadership.token, str(number)):
+        if len(families.writers(Path(JOURNALS), QUEUE)) == 1:
+            families.hold_the_gil()
