@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -72,6 +73,18 @@ def started_at(pid: int) -> int:
     """Return when the process was started, in ticks of the boot-time clock; 0 where that is unknown."""
     entry = _read(pid)
     return 0 if entry is None else entry[0].started
+
+
+def dead_children() -> list[tuple[int, str]]:
+    """Return pid and short name of the children of this process that are dead and not reaped."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208  # as above
+            entry = _read(int(name))
+            if entry is not None and entry[0].parent == os.getpid() and not entry[1]:
+                with contextlib.suppress(OSError):
+                    found.append((int(name), Path(f"/proc/{name}/comm").read_text().strip()))
+    return found
 
 
 def is_at_rest(pid: int) -> bool:

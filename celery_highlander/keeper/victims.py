@@ -23,6 +23,10 @@ FREEZE_LIMIT = 0.3
 _MOMENT = 0.0005  # seconds for a signal to stop what it was sent to
 _HAS_PIDFD = hasattr(os, "pidfd_open")
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NAME = 15
+
+NAME_PREFIX = "hl-"
+"""How the short names of launchers and supervisors begin; the kernel keeps 15 characters."""
 
 
 class Victim:
@@ -87,6 +91,20 @@ def adopt_orphans() -> None:
     """Become the parent of every process below this one whose own parent dies; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def call_this_process(name: str) -> None:
+    """Set the short name of this process, which its corpse bears, too; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, (NAME_PREFIX + name).encode(), 0, 0, 0)
+
+
+def reap_inherited() -> None:
+    """Reap the dead launchers and supervisors that this process was given when their keeper died: as PID 1, it is."""
+    for pid, name in process_table.dead_children():
+        if name.startswith(NAME_PREFIX):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def freeze(find: Callable[[], Iterable[int]]) -> list[Victim]:

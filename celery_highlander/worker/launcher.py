@@ -25,6 +25,7 @@ from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.victims import call_this_process
 from celery_highlander.worker import supervisor
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
 
@@ -220,6 +221,7 @@ def _live_on(number: int, frame: object) -> None:
 
 def main() -> int:
     """Serve the keeper that started this process."""
+    call_this_process("launcher")
     os.environ.pop(ADDRESS_VARIABLE, None)  # that is for pool children
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

@@ -28,6 +28,7 @@ from celery_highlander.errors import ERRORS_BY_CODE, HighlanderError, LockSessio
 from celery_highlander.keeper import cell as lease_cell
 from celery_highlander.keeper import children, marks
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.victims import reap_inherited
 from celery_highlander.worker import signals
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ class KeeperLink:
 
     def _spawn(self) -> None:
         settings = self._plan.settings
+        reap_inherited()
         with _no_fork:
             ours, theirs = socket.socketpair()
             with theirs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -65,8 +66,7 @@ class PreforkStopper:
         victims = self._victims.get(id(request), [])
         if not victims or not all(victim.dead for victim in victims):
             return False
-        for victim in victims:
-            victim.close()
+        _let_go(victims, child=request.worker_pid)
         del self._victims[id(request)]
         return True
 
@@ -82,8 +82,16 @@ class PreforkStopper:
         give_up_at = boot_time() + CLEAN_UP_LIMIT
         while not all(orphan.dead for orphan in orphans) and boot_time() < give_up_at:
             time.sleep(0.001)
-        for orphan in orphans:
-            orphan.close()
+        _let_go(orphans, child=pid)
+
+
+def _let_go(victims: list[Victim], child: int) -> None:
+    """Reap the dead orphans, which are ours as PID 1 of a container; the pool child itself is the pool's to reap."""
+    for victim in victims:
+        if victim.pid != child:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(victim.pid, os.WNOHANG)
+        victim.close()
 
 
 class WorkerStopper:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper import process_table
 from celery_highlander.keeper.processes import END_SIGNAL
-from celery_highlander.keeper.victims import adopt_orphans, freeze
+from celery_highlander.keeper.victims import adopt_orphans, call_this_process, freeze
 
 if TYPE_CHECKING:
     from celery_highlander.keeper.cell import LeaseCell
@@ -32,7 +32,6 @@ HAS_SUBREAPER = sys.platform == "linux"
 """Elsewhere there is no supervisor: the process is killed with its process group, and what left that group is not."""
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
 
 _DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
 """What service managers and terminals send to everybody: it is for the process, not for its supervisor."""
@@ -78,7 +77,7 @@ def fork_below(parent: int, channel: int, cell: LeaseCell) -> int:
         os.setsid()
         return supervisor
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, b"hl-supervisor", 0, 0, 0)
+        call_this_process("supervisor")
         _await_end(pid, channel, cell, wake_in)
         end_all_below()
         with contextlib.suppress(OSError):  # a line of its own, whatever the process left unfinished
