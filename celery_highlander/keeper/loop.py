@@ -17,7 +17,7 @@ import socket
 import threading
 from collections import deque
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from celery_highlander.clock import boot_time
 from celery_highlander.election import node as n
@@ -28,7 +28,7 @@ from celery_highlander.keeper import process_table
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.marks import Searcher
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
 from celery_highlander.keeper.session import LockSession, Report, SessionPlan
 from celery_highlander.keeper.trace import open_trace
@@ -56,6 +56,8 @@ LAUNCH_AGAIN = 0.5
 UP_TIMEOUT = 5.0
 """Seconds for a process to be there once the launcher was asked for it."""
 
+_Value = TypeVar("_Value", Timing, Target)
+
 _ENDED = {"action": "process_ended"}
 _AWAY = 1.0  # seconds: a gap in our own loop as long as this says nothing about the worker
 
@@ -67,7 +69,7 @@ class Keeper:
         now = boot_time()
         self._channel = channel
         self._worker = worker
-        self._timing = Timing(**hello["timing"])
+        self._timing = _known(Timing, hello["timing"])
         self._worker_timeout: float = hello["worker_timeout"]
         self._cell = LeaseCell(hello["cell"])
         self._cell_descriptor: int = hello["cell"]
@@ -84,21 +86,21 @@ class Keeper:
             self._timing,
             random.random,
             node=hello["node"],
-            priority=hello["priority"],
-            unmarked=[n.Mark(*mark) for mark in hello["unmarked"]],
+            priority=hello.get("priority", 0),
+            unmarked=[n.Mark(*mark) for mark in hello.get("unmarked", ())],
         )
         self._plan = SessionPlan(
             target=self._target,
             keys=hello["keys"],
             namespace=hello["namespace"],
             schema=hello["schema"],
-            migrate=hello["migrate"],
+            migrate=hello.get("migrate", True),
             timing=self._timing,
             who=Identity(hello["node"], hello["worker"], worker.pid),
-            priority=hello["priority"],
-            eligible=hello["eligible"],
+            priority=hello.get("priority", 0),
+            eligible=hello.get("eligible", True),
         )
-        self._known_target = Target(**hello["target"]) if hello["target"] else None
+        self._known_target = _known(Target, hello["target"]) if hello["target"] else None
         self._asks_for_target: bool = hello["target"] is None
         self._target_told = threading.Event()
         self._target_error: HighlanderError | None = None
@@ -299,8 +301,11 @@ class Keeper:
     def _hear_worker(self) -> None:
         try:
             messages = self._channel.receive()
-        except ChannelClosedError:
+        except ChannelClosedError as error:
             self._selector.unregister(self._channel)
+            if isinstance(error, MessageError):
+                logger.critical("the worker speaks nonsense: %s", error, extra={"action": "nonsense"})
+                self._channel.close()  # it takes us for dead, and stops its work
             self._worker_deaf = True
             self._left_at = self._left_at or boot_time()
             self._leave("the worker closed its end", boot_time(), patient=False)
@@ -318,12 +323,12 @@ class Keeper:
     def _take(self, message: Message, now: float) -> None:
         match message["type"]:
             case "campaign":
-                for name in message["names"]:
+                for name in self._ours(message["names"]):
                     self._campaigning.add(name)
                     if name not in self._process_names or (self._launcher is not None and self._launcher.ready):
                         self._feed(n.To(name, p.Campaign()), now)
             case "withdraw":
-                for name in message["names"]:
+                for name in self._ours(message["names"]):
                     self._withdraw(name, message["reason"], message.get("rest"), message.get("patient", False), now)
             case "work_stopped":
                 self._work_stopped(message["name"], message["token"], message["reason"], message.get("rest", 0.0), now)
@@ -334,6 +339,10 @@ class Keeper:
                 self._target_told.set()
             case _:
                 pass  # "pulse", and whatever a later release says
+
+    def _ours(self, names: list[str]) -> list[str]:
+        """The names that are singletons of this node; another release may know others."""
+        return [name for name in names if name in self._node.contests]
 
     def _withdraw(self, name: str, reason: str, rest: float | None, patient: bool, now: float) -> None:
         if rest is None:
@@ -524,10 +533,13 @@ class Keeper:
             return
         try:
             messages = process.channel.receive()
-        except ChannelClosedError:
+        except ChannelClosedError as error:
             self._selector.unregister(process.channel)
             if process.victim is None:
                 self._process_ended(process)  # it died before it was up
+            elif isinstance(error, MessageError):
+                logger.critical("the process of %r speaks nonsense: %s", process.name, error, extra=_ENDED)
+                process.abort()
             return
         for message in messages:
             match message["type"]:
@@ -581,6 +593,11 @@ class Keeper:
         if self._launcher is not None:
             self._launcher.end()
         self._close_session()
+
+
+def _known(type_: type[_Value], fields: Message) -> _Value:
+    """Make a value of the fields that this release knows."""
+    return type_(**{name: value for name, value in fields.items() if name in type_.__dataclass_fields__})
 
 
 def _error_in(message: Message) -> HighlanderError | None:

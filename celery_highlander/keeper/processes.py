@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from celery_highlander.keeper import process_table
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.keeper.victims import Victim, freeze, hold
+from celery_highlander.keeper.vocabulary import LAUNCHER_SAYS, PROCESS_SAYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +53,7 @@ class Launcher:
                 [*argv, str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), cell)
             )
         self._socket = ours
-        self._channel = Channel(ours)
+        self._channel = Channel(ours, LAUNCHER_SAYS)
         self.ready = False
         with contextlib.suppress(ChannelClosedError):
             self._channel.send("load", **load, cell=cell, keeper=os.getpid())
@@ -88,7 +89,7 @@ class Launcher:
             except OSError as error:
                 ours.close()
                 raise ChannelClosedError(f"the launcher is gone: {error}") from error
-        return Channel(ours)
+        return Channel(ours, PROCESS_SAYS)
 
     def reap(self, pid: int) -> None:
         """Let go of the dead process `pid`: until then its number cannot belong to another one."""
@@ -172,6 +173,12 @@ class SingletonProcess:
         self.victim.send(signal.SIGCONT)
         self.victim.send(END_SIGNAL)
         self.kill_again_at = now + SUPERVISOR_TIMEOUT
+
+    def abort(self) -> None:
+        """Kill the process as one that failed: it is started again."""
+        for victim in (self.body, self.victim):
+            if victim is not None:
+                victim.send(END_SIGNAL if victim is self.victim and self.supervised else signal.SIGKILL)
 
     def kill_again(self, now: float) -> None:
         """Kill what is below a supervisor that takes too long."""

@@ -38,6 +38,8 @@ class Victim:
         Raises:
             ProcessLookupError: there is no such process.
         """
+        if pid <= 0:  # the kernel's word for a process of another PID namespace; to `kill`, a whole group
+            raise ProcessLookupError(f"no process that can be seen from here: {pid}")
         self.pid = pid
         self._pidfd = os.pidfd_open(pid) if _HAS_PIDFD else -1
         if not _HAS_PIDFD:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.messages import LINE_LIMIT, Channel, ChannelClosedError, Message, MessageError, parse
 from celery_highlander.keeper.victims import call_this_process
+from celery_highlander.keeper.vocabulary import KEEPER_ORDERS
 from celery_highlander.worker import supervisor
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
 
@@ -68,8 +69,10 @@ class LauncherProcess:
                 return
             self._descriptors.extend(descriptors)
             *lines, self._buffer = (self._buffer + data).split(b"\n")
+            if len(self._buffer) > LINE_LIMIT:
+                return
             for line in lines:
-                self._take(json.loads(line))
+                self._take(parse(line, KEEPER_ORDERS))
 
     def _take(self, message: Message) -> None:
         match message["type"]:
@@ -78,6 +81,8 @@ class LauncherProcess:
                 self._load = message
                 self._say(**self._prepare(message))
             case "fork":
+                if not self._descriptors:
+                    raise MessageError("'fork' without a descriptor")
                 self._fork(message, self._descriptors.popleft())
             case "reap":
                 with contextlib.suppress(ChildProcessError):

@@ -27,8 +27,9 @@ from celery_highlander.clock import boot_time
 from celery_highlander.errors import ERRORS_BY_CODE, HighlanderError, LockSessionError
 from celery_highlander.keeper import cell as lease_cell
 from celery_highlander.keeper import children, marks
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.victims import reap_inherited
+from celery_highlander.keeper.vocabulary import KEEPER_SAYS
 from celery_highlander.worker import signals
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ class KeeperLink:
                     start_new_session=True,
                     env=_environment(),
                 )
-        self._channel = Channel(ours)
+        self._channel = Channel(ours, KEEPER_SAYS)
         self._heard_at = boot_time() + settings.worker_timeout + 10.0  # its first word may take the time of its imports
         self._pulse_at = 0.0
         self.node = uuid.uuid4().hex[:12]  # a new keeper is a new node: its session and its terms are its own
@@ -339,9 +340,11 @@ class KeeperLink:
             return
         try:
             messages = self._channel.receive()
-        except ChannelClosedError:
+        except ChannelClosedError as error:
             if not self._closed:
-                self._keeper_lost("keeper died")
+                self._keeper_lost(
+                    f"nonsense of the keeper ({error})" if isinstance(error, MessageError) else "keeper died"
+                )
             return
         self._heard_at = boot_time()
         for message in messages:

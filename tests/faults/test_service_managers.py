@@ -106,7 +106,7 @@ class Detached:
     def pid(self) -> int:
         """The worker's pid, once it has written it."""
         path = self.directory / "w1.pid"
-        return int(wait_until(lambda: path.exists() and path.read_text().strip(), scenes.PATIENCE, "a pid file"))
+        return int(wait_until(lambda: path.read_text().strip() if path.exists() else "", scenes.PATIENCE, "a pid file"))
 
     @property
     def family(self) -> list[int]:

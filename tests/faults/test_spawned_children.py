@@ -24,7 +24,8 @@ SPAWN = {"worker_pool_start_method": "spawn", "include": ["tests.arena.shop"]}
 
 
 @pytest.mark.parametrize(
-    "installed_in_code", [pytest.param(True, id="in-code", marks=pytest.mark.slow), pytest.param(False, id="by-setting")]
+    "installed_in_code",
+    [pytest.param(True, id="in-code", marks=pytest.mark.slow), pytest.param(False, id="by-setting")],
 )
 def test_a_spawned_child_knows_its_term_and_dies_with_its_worker(
     cluster: MakeCluster, *, installed_in_code: bool
