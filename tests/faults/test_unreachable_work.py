@@ -93,6 +93,7 @@ def busy_machine() -> Iterator[None]:
         hog.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("busy_machine")
 def test_a_lost_session_on_a_busy_machine_leads_to_no_overlap_and_a_new_term(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq")
