@@ -371,7 +371,7 @@ class Keeper:
         self._target_told.set()
         for process in self._processes.values():
             process.kill(now)
-        self._doom_work()
+        self._doom(self._registered())  # a child that has not registered has not begun a singleton's task either
         self._leave("worker died", now, patient=False)
         self._all_dead(now)
 
@@ -387,14 +387,8 @@ class Keeper:
         tree = freeze(self._worker_tree)  # with the worker itself: it must not start another child meanwhile
         self._doom(tree + self._registered())
 
-    def _doom_work(self) -> None:
-        """Kill the pool children, and what tasks of singleton queues have started; found again until none is left."""
-        children = self._registered()  # one that has not registered has not begun a singleton's task either
-        if self._worker_terms and len(self._find_work()) > len(children):
-            self._doom(freeze(self._find_work))
-        self._doom(children)
-
     def _find_work(self) -> list[int]:
+        """The pool children that live, and what tasks of singleton queues have started, orphans too."""
         return self._searcher.find([child.pid for child in self._children.victims()])
 
     def _registered(self) -> list[Victim]:

@@ -36,6 +36,7 @@ _PR_SET_PDEATHSIG = 1
 _DEAF = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
 """What service managers and terminals send to everybody: it is for the process, not for its supervisor."""
 
+_MOMENT = 0.005  # seconds for a killed process to be dead
 _LONGEST_PAUSE = 0.02  # seconds between two looks at what does not die at once
 
 
@@ -78,7 +79,8 @@ def fork_below(parent: int, channel: int, cell: LeaseCell) -> int:
         return supervisor
     try:
         call_this_process("supervisor")
-        _await_end(pid, channel, cell, wake_in)
+        if not _await_end(pid, channel, cell, wake_in):
+            _kill_alone(pid, wake_in)
         end_all_below()
         with contextlib.suppress(OSError):  # a line of its own, whatever the process left unfinished
             os.write(channel, b'\n{"type": "clear"}\n')
@@ -90,19 +92,31 @@ def _wake(number: int, frame: object) -> None:
     """Do nothing: the number is on the wake-up descriptor. A handler, for an ignored signal would not be there."""
 
 
-def _await_end(pid: int, channel: int, cell: LeaseCell, wake: socket.socket) -> None:
-    """Wait until the process is dead, or has to be: by the keeper's word, by its end, or because the lease ends."""
+def _await_end(pid: int, channel: int, cell: LeaseCell, wake: socket.socket) -> bool:
+    """Wait until the process is dead, or has to be: by the keeper's word or end, or because the lease ends."""
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     poll.register(channel, 0)  # hang-up only: the messages are for the process
     while (left := cell.deadline - boot_time()) > 0:
         ready = {descriptor for descriptor, _ in poll.poll(max(1.0, left * 1000))}
         if channel in ready:
-            return
+            return False
         if wake.fileno() in ready and END_SIGNAL in wake.recv(4096):
-            return
+            return False
         if not _reap(until=pid):
+            return True
+    return False
+
+
+def _kill_alone(pid: int, wake: socket.socket) -> None:
+    """Kill the process and give it a moment to die: mostly that is all there is, and nobody has to be looked for."""
+    os.kill(pid, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(wake, select.POLLIN)
+    for _ in range(2):  # the keeper's word and the death may come one after the other
+        if not _reap(until=pid) or not poll.poll(_MOMENT * 1000):
             return
+        wake.recv(4096)
 
 
 def _reap(until: int = 0) -> bool:

@@ -51,11 +51,11 @@ def keepers_end(worker: Worker) -> tuple[int, int]:
 def workers_end(worker: Worker) -> tuple[int, int]:
     """Pid of the worker, and its descriptor of the channel: the peer of its keeper's, as `ss` knows it."""
     keeper, descriptor = keepers_end(worker)
-    inode = os.readlink(f"/proc/{keeper}/fd/{descriptor}")[len("socket:[") : -1]
+    inode = str(Path(f"/proc/{keeper}/fd/{descriptor}").readlink())[len("socket:[") : -1]
     lines = subprocess.run(["ss", "-xaH"], capture_output=True, text=True, check=True).stdout.splitlines()
     (peer,) = [line.split()[7] for line in lines if line.split()[5] == inode]
     for entry in Path(f"/proc/{worker.pid}/fd").iterdir():
-        if os.readlink(entry) == f"socket:[{peer}]":
+        if str(entry.readlink()) == f"socket:[{peer}]":
             return worker.pid, int(entry.name)
     raise AssertionError(f"{worker.name} has no end of the channel to its keeper")
 

@@ -105,7 +105,7 @@ BUGS = (
     Bug(
         "singleton processes outlive their keeper",
         (
-            Change("worker/supervisor.py", "        if channel in ready:\n            return\n", ""),
+            Change("worker/supervisor.py", "        if channel in ready:\n            return False\n", ""),
             Change("worker/supervisor.py", "    die_with(parent, END_SIGNAL)\n", ""),
             Change(
                 "worker/launcher.py",
