@@ -11,10 +11,13 @@ import socket
 import sys
 
 from celery_highlander.keeper.loop import Keeper
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.victims import hold
+from celery_highlander.keeper.vocabulary import WORKER_SAYS
 
 HELLO_TIMEOUT = 30.0
+
+EX_DATAERR = 65  # sysexits.h: the input data was incorrect in some way
 
 
 class PipeHandler(logging.Handler):
@@ -48,6 +51,8 @@ def _await_hello(channel: Channel) -> list[Message]:
     while poll.poll(HELLO_TIMEOUT * 1000):
         try:
             messages = channel.receive()
+        except MessageError as error:
+            raise _not_a_hello(error) from None
         except ChannelClosedError:
             return []
         if messages:
@@ -55,19 +60,32 @@ def _await_hello(channel: Channel) -> list[Message]:
     return []
 
 
+def _not_a_hello(reason: object) -> SystemExit:
+    """Say that nothing can be kept for this worker; return what ends the keeper."""
+    logging.getLogger(__name__).critical("the worker's first message is no hello: %s", reason)
+    return SystemExit(EX_DATAERR)
+
+
 def main() -> int:
     """Keep for the worker that started this process; return the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, _live_on)
     parent = os.getppid()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), WORKER_SAYS)
     logging.basicConfig(level=logging.INFO, handlers=[PipeHandler(channel)], format="%(message)s")
     worker = hold(parent)
     messages = _await_hello(channel)
-    if worker is None or not messages or messages[0]["pid"] != parent:
+    if worker is None or not messages:
         return 0  # the worker is gone already
     hello, *further = messages
-    keeper = Keeper(channel, worker, hello)
+    if hello["type"] != "hello":
+        raise _not_a_hello(hello["type"])
+    if hello["pid"] != parent:
+        return 0
+    try:
+        keeper = Keeper(channel, worker, hello)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise _not_a_hello(repr(error)) from None
     try:
         keeper.run(further)
     except BaseException as error:  # noqa: BLE001  # whatever it is: nothing may stay behind unwatched

@@ -20,6 +20,7 @@ from celery_highlander.keeper.victims import Victim, hold
 ADDRESS_VARIABLE = "CELERY_HIGHLANDER_KEEPER"
 """The environment variable by which pool children find their keeper."""
 
+_AT_ONCE = 128
 _UCRED = struct.Struct("3i")
 
 
@@ -56,7 +57,7 @@ class Children:
                 victim.close()
                 connection.close()
                 del self._known[pid]
-        while True:
+        for _ in range(_AT_ONCE):  # the rest is still there at the next turn: nobody keeps the keeper from its work
             try:
                 connection, _ = self._listener.accept()
             except OSError:

@@ -17,20 +17,22 @@ import socket
 import threading
 from collections import deque
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from celery_highlander.clock import boot_time
 from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
 from celery_highlander.election.lease import Timing
 from celery_highlander.errors import ERRORS_BY_CODE, DatabaseUnavailableError, HighlanderError, LockSessionError
+from celery_highlander.keeper import process_table
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
-from celery_highlander.keeper.processes import Launcher, SingletonProcess
+from celery_highlander.keeper.marks import Searcher
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
+from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
 from celery_highlander.keeper.session import LockSession, Report, SessionPlan
 from celery_highlander.keeper.trace import open_trace
-from celery_highlander.keeper.victims import Victim, descendants, hold
+from celery_highlander.keeper.victims import Victim, adopt_orphans, freeze
 from celery_highlander.store.connecting import Target
 from celery_highlander.store.terms import Identity
 
@@ -54,6 +56,8 @@ LAUNCH_AGAIN = 0.5
 UP_TIMEOUT = 5.0
 """Seconds for a process to be there once the launcher was asked for it."""
 
+_Value = TypeVar("_Value", Timing, Target)
+
 _ENDED = {"action": "process_ended"}
 _AWAY = 1.0  # seconds: a gap in our own loop as long as this says nothing about the worker
 
@@ -65,12 +69,13 @@ class Keeper:
         now = boot_time()
         self._channel = channel
         self._worker = worker
-        self._timing = Timing(**hello["timing"])
+        self._timing = _known(Timing, hello["timing"])
         self._worker_timeout: float = hello["worker_timeout"]
         self._kills_worker: bool = hello.get("on_stuck", "kill") == "kill"
         self._cell = LeaseCell(hello["cell"])
         self._cell_descriptor: int = hello["cell"]
         self._children = Children(hello["address"], hello["cell"])
+        self._searcher = Searcher(hello["address"], worker.pid, spare=os.getpid())
         self._process_names = frozenset(hello["processes"])
         self._launch: Message = hello["launch"]
         self._launcher: Launcher | None = None
@@ -82,21 +87,21 @@ class Keeper:
             self._timing,
             random.random,
             node=hello["node"],
-            priority=hello["priority"],
-            unmarked=[n.Mark(*mark) for mark in hello["unmarked"]],
+            priority=hello.get("priority", 0),
+            unmarked=[n.Mark(*mark) for mark in hello.get("unmarked", ())],
         )
         self._plan = SessionPlan(
             target=self._target,
             keys=hello["keys"],
             namespace=hello["namespace"],
             schema=hello["schema"],
-            migrate=hello["migrate"],
+            migrate=hello.get("migrate", True),
             timing=self._timing,
             who=Identity(hello["node"], hello["worker"], worker.pid),
-            priority=hello["priority"],
-            eligible=hello["eligible"],
+            priority=hello.get("priority", 0),
+            eligible=hello.get("eligible", True),
         )
-        self._known_target = Target(**hello["target"]) if hello["target"] else None
+        self._known_target = _known(Target, hello["target"]) if hello["target"] else None
         self._asks_for_target: bool = hello["target"] is None
         self._target_told = threading.Event()
         self._target_error: HighlanderError | None = None
@@ -117,6 +122,7 @@ class Keeper:
         self._worker_frozen = False
         self._worker_deaf = False
         self._dying: set[Victim] = set()
+        self._orphaned: list[SingletonProcess] = []  # their supervisors were killed; what these adopted is being killed
         self._trace = open_trace()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -127,6 +133,7 @@ class Keeper:
         Args:
             further: what the worker said together with its hello.
         """
+        adopt_orphans()
         self._watch(self._channel, self._hear_worker)
         self._watch(self._worker, self._worker_died)
         self._watch(self._children, self._children.accept)
@@ -157,7 +164,8 @@ class Keeper:
         return self._node.idle or overdue  # without our marks the successors wait for the lease, no longer
 
     def _next_deadline(self, now: float) -> float:
-        restarts = min((process.restart_at for process in self._processes.values()), default=inf)
+        processes = self._processes.values()
+        restarts = min((min(process.restart_at, process.kill_again_at) for process in processes), default=inf)
         flush_at = now + FLUSH_AGAIN if self._channel.has_unsent and not self._worker_deaf else inf
         return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts, flush_at)
 
@@ -177,6 +185,8 @@ class Keeper:
         for process in list(self._processes.values()):
             if now >= process.restart_at:
                 self._start_process(process, now)
+            elif now >= process.kill_again_at:
+                process.kill_again(now)
             elif process.running and process.victim is None and now > process.started_at + UP_TIMEOUT:
                 self._end_launcher("it does not start processes", now)
         connecting = self._session is not None and not self._node.connected
@@ -185,6 +195,7 @@ class Keeper:
             self._feed(n.ConnectFailed(f"no connection within {CONNECT_LIMIT:g} s"), now)
         for victim in [victim for victim in self._dying if victim.fileno() < 0 and victim.dead]:
             self._buried(victim)
+        reap_adopted(self._launcher)
 
     def _feed(self, event: n.NodeEvent, now: float) -> None:
         """Hand an event to the node and do what it asks; an event that arises meanwhile waits for its turn."""
@@ -291,8 +302,11 @@ class Keeper:
     def _hear_worker(self) -> None:
         try:
             messages = self._channel.receive()
-        except ChannelClosedError:
+        except ChannelClosedError as error:
             self._selector.unregister(self._channel)
+            if isinstance(error, MessageError):
+                logger.critical("the worker speaks nonsense: %s", error, extra={"action": "nonsense"})
+                self._channel.close()  # it takes us for dead, and stops its work
             self._worker_deaf = True
             self._left_at = self._left_at or boot_time()
             self._leave("the worker closed its end", boot_time(), patient=False)
@@ -310,12 +324,12 @@ class Keeper:
     def _take(self, message: Message, now: float) -> None:
         match message["type"]:
             case "campaign":
-                for name in message["names"]:
+                for name in self._ours(message["names"]):
                     self._campaigning.add(name)
                     if name not in self._process_names or (self._launcher is not None and self._launcher.ready):
                         self._feed(n.To(name, p.Campaign()), now)
             case "withdraw":
-                for name in message["names"]:
+                for name in self._ours(message["names"]):
                     self._withdraw(name, message["reason"], message.get("rest"), message.get("patient", False), now)
             case "work_stopped":
                 self._work_stopped(message["name"], message["token"], message["reason"], message.get("rest", 0.0), now)
@@ -326,6 +340,10 @@ class Keeper:
                 self._target_told.set()
             case _:
                 pass  # "pulse", and whatever a later release says
+
+    def _ours(self, names: list[str]) -> list[str]:
+        """The names that are singletons of this node; another release may know others."""
+        return [name for name in names if name in self._node.contests]
 
     def _withdraw(self, name: str, reason: str, rest: float | None, patient: bool, now: float) -> None:
         if rest is None:
@@ -353,7 +371,7 @@ class Keeper:
         self._worker_deaf = True
         self._target_told.set()
         for process in self._processes.values():
-            process.kill()
+            process.kill(now)
         self._doom(self._registered())  # a child that has not registered has not begun a singleton's task either
         self._leave("worker died", now, patient=False)
         self._all_dead(now)
@@ -367,9 +385,12 @@ class Keeper:
             reason,
             extra={"action": "kill_worker"},
         )
-        victims = [victim for pid in self._worker_tree() if (victim := hold(pid)) is not None]
-        self._worker.kill()
-        self._doom(victims + self._registered())
+        tree = freeze(self._worker_tree)  # with the worker itself: it must not start another child meanwhile
+        self._doom(tree + self._registered())
+
+    def _find_work(self) -> list[int]:
+        """The pool children that live, and what tasks of singleton queues have started, orphans too."""
+        return self._searcher.find([child.pid for child in self._children.victims()])
 
     def _registered(self) -> list[Victim]:
         """The pool children that live, those included that have only just connected."""
@@ -377,9 +398,11 @@ class Keeper:
         return self._children.victims()
 
     def _worker_tree(self) -> list[int]:
-        """The worker's descendants, without this keeper and its singleton processes."""
-        mine = {os.getpid(), *descendants(os.getpid())}
-        return [pid for pid in descendants(self._worker.pid) if pid not in mine]
+        """The worker and its descendants, without this keeper and its singleton processes."""
+        table = process_table.snapshot()
+        mine = {os.getpid(), *process_table.below(os.getpid(), table)}
+        tree = [self._worker.pid, *process_table.below(self._worker.pid, table)]
+        return [pid for pid in tree if pid not in mine]
 
     def _doom(self, victims: list[Victim]) -> None:
         known = {victim.pid for victim in self._dying}
@@ -394,11 +417,18 @@ class Keeper:
         if victim.fileno() >= 0:
             self._selector.unregister(victim)
         self._dying.discard(victim)
+        if not self._dying:
+            orphaned, self._orphaned = self._orphaned, []
+            for process in orphaned:
+                self._process_ended(process)
         self._all_dead(boot_time())
 
     def _all_dead(self, now: float) -> None:
-        """The work of a dead worker has stopped when all of its children are dead."""
+        """The work of a dead worker has stopped when its children are dead, and what tasks have started in them."""
         if self._worker_gone_at is None or self._dying:
+            return
+        if self._worker_terms and (left := freeze(self._find_work)):
+            self._doom(left)
             return
         for name, token in list(self._worker_terms.items()):
             self._work_stopped(name, token, "", 0.0, now)
@@ -428,7 +458,7 @@ class Keeper:
         process = self._processes.get(name)
         if process is not None:
             logger.warning("killing the process of %r: %s", name, reason, extra={"action": "kill_process"})
-            process.kill()
+            process.kill(boot_time())
         elif name in self._worker_terms and self._kills_worker:
             self._kill_worker(f"{name!r}: {reason}")
         elif name in self._worker_terms:
@@ -504,21 +534,26 @@ class Keeper:
             return
         try:
             messages = process.channel.receive()
-        except ChannelClosedError:
+        except ChannelClosedError as error:
             self._selector.unregister(process.channel)
             if process.victim is None:
                 self._process_ended(process)  # it died before it was up
+            elif isinstance(error, MessageError):
+                logger.critical("the process of %r speaks nonsense: %s", process.name, error, extra=_ENDED)
+                process.abort()
             return
         for message in messages:
             match message["type"]:
                 case "up":
-                    if process.up(message["pid"]) is not None:
+                    if process.up(message["pid"], message.get("supervisor")) is not None:
                         self._watch(process.victim, lambda: self._process_ended(process))
                     self._tell("process", name=process.name, token=process.token, pid=message["pid"])
                     if process.stopping:
-                        process.kill()  # told to stop before it began
+                        process.kill(boot_time())  # told to stop before it began
                 case "ended":
                     process.how = message["how"]
+                case "clear":
+                    process.cleared = True
                 case _:
                     pass
 
@@ -528,9 +563,14 @@ class Keeper:
             with contextlib.suppress(ChannelClosedError):
                 for message in process.channel.receive():
                     process.how = message.get("how", process.how)
+                    process.cleared = process.cleared or message["type"] == "clear"
         for source in (process.victim, process.channel):
             if source is not None and source.fileno() in self._selector.get_map():
                 self._selector.unregister(source)
+        if not process.is_clear and (left := freeze(self._strays)):
+            self._orphaned.append(process)
+            self._doom(left)
+            return
         process.ended(self._launcher, now)
         if process.restart_at < inf:
             logger.warning("the process of %r ended (%s); again soon", process.name, process.how, extra=_ENDED)
@@ -539,6 +579,9 @@ class Keeper:
         else:
             logger.error("%r is handed on: its process keeps ending here (%s)", process.name, process.how, extra=_ENDED)
             self._process_over(process, f"its process keeps ending here ({process.how})", HAND_ON_REST)
+
+    def _strays(self) -> list[int]:
+        return strays(self._launcher, list(self._processes.values()))
 
     def _process_over(self, process: SingletonProcess, reason: str, rest: float) -> None:
         del self._processes[process.name]
@@ -551,6 +594,11 @@ class Keeper:
         if self._launcher is not None:
             self._launcher.end()
         self._close_session()
+
+
+def _known(type_: type[_Value], fields: Message) -> _Value:
+    """Make a value of the fields that this release knows."""
+    return type_(**{name: value for name, value in fields.items() if name in type_.__dataclass_fields__})
 
 
 def _error_in(message: Message) -> HighlanderError | None:

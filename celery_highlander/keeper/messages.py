@@ -10,11 +10,21 @@ import json
 import socket
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from celery_highlander.keeper.vocabulary import fault_in
+
+if TYPE_CHECKING:
+    from celery_highlander.keeper.vocabulary import Vocabulary
 
 Message = dict[str, Any]
 
 _CHUNK = 65536
+
+LINE_LIMIT = 4 * 1024 * 1024
+"""Bytes of a message at most, so that a line without end does not fill the memory."""
+
+_READ_LIMIT = 2 * LINE_LIMIT  # bytes read at a time, however fast the other side writes
 
 _UNSENT_LIMIT = 4 * 1024 * 1024
 """Bytes that may wait for the other side to read: thousands of singletons elected at once, or a side that is frozen."""
@@ -24,15 +34,24 @@ class ChannelClosedError(ConnectionError):
     """The other side is gone, or has not read for so long that the buffer is full."""
 
 
+class MessageError(ChannelClosedError):
+    """The other side speaks nonsense: nothing that it says can be relied on any more, as if it were gone."""
+
+
 class Channel:
     """One end of a socket pair; never blocks. `send` may be called from any thread.
+
+    Args:
+        sock: our end; closed with the channel.
+        hears: what the other side may say; without it, anything that is a message.
 
     The kernel holds only some 300 messages. The rest waits here, and goes out with the next `send` or `flush`: who
     sends bursts has to call `flush` again soon while `has_unsent`.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, hears: Vocabulary | None = None) -> None:
         sock.setblocking(False)
+        self._hears = hears or {}
         self._socket = sock
         self._buffer = b""
         self._unsent = bytearray()
@@ -84,6 +103,7 @@ class Channel:
 
         Raises:
             ChannelClosedError: the other side closed, and nothing is left to read.
+            MessageError: what has arrived is not made of messages.
         """
         closed = False
         while True:
@@ -97,14 +117,35 @@ class Channel:
                 closed = True
                 break
             self._buffer += chunk
+            if len(self._buffer) > _READ_LIMIT:
+                break  # the rest with the next call
         *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > LINE_LIMIT:
+            raise MessageError(f"a message of more than {LINE_LIMIT} bytes")
         if closed and not lines:
             raise ChannelClosedError("the other side closed")
-        return [json.loads(line) for line in lines]
+        return [parse(line, self._hears) for line in lines if line]
 
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
+
+
+def parse(line: bytes, vocabulary: Vocabulary) -> Message:
+    """Return the message in a line; types and fields that `vocabulary` does not know pass.
+
+    Raises:
+        MessageError: there is none, or it lacks what one of its type must have.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"not a message ({error}): {line[:80]!r}") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise MessageError(f"a message without a type: {line[:80]!r}")
+    if fault := fault_in(message, vocabulary):
+        raise MessageError(fault)
+    return message
 
 
 def _plain(value: object) -> object:

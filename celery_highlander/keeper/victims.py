@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
-from pathlib import Path
+import sys
+import time
+from typing import TYPE_CHECKING
 
+from celery_highlander.clock import boot_time
+from celery_highlander.keeper import process_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+FREEZE_LIMIT = 0.3
+"""Seconds that freezing a tree may take before its members are killed as far as they are known."""
+
+_MOMENT = 0.0005  # seconds for a signal to stop what it was sent to
 _HAS_PIDFD = hasattr(os, "pidfd_open")
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NAME = 15
+
+NAME_PREFIX = "hl-"
+"""How the short names of launchers and supervisors begin; the kernel keeps 15 characters."""
 
 
 class Victim:
@@ -20,6 +38,8 @@ class Victim:
         Raises:
             ProcessLookupError: there is no such process.
         """
+        if pid <= 0:  # the kernel's word for a process of another PID namespace; to `kill`, a whole group
+            raise ProcessLookupError(f"no process that can be seen from here: {pid}")
         self.pid = pid
         self._pidfd = os.pidfd_open(pid) if _HAS_PIDFD else -1
         if not _HAS_PIDFD:
@@ -43,8 +63,8 @@ class Victim:
         return False
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens if the process is dead."""
-        with contextlib.suppress(ProcessLookupError):
+        """Send a signal; nothing happens if the process is dead, or belongs to another user."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if _HAS_PIDFD:
                 signal.pidfd_send_signal(self._pidfd, number)
             else:
@@ -69,17 +89,60 @@ def hold(pid: int) -> Victim | None:
         return None
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the pids of all living descendants of `pid`, from /proc; empty where there is none."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = entry.read_text().rpartition(")")[2].split()
-            if fields[0] != "Z":
-                children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    found, queue = [], [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent dies; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def call_this_process(name: str) -> None:
+    """Set the short name of this process, which its corpse bears, too; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, (NAME_PREFIX + name).encode(), 0, 0, 0)
+
+
+def reap_inherited() -> None:
+    """Reap the dead launchers and supervisors that this process was given when their keeper died: as PID 1, it is."""
+    for pid, name in process_table.dead_children():
+        if name.startswith(NAME_PREFIX):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def freeze(find: Callable[[], Iterable[int]]) -> list[Victim]:
+    """Stop every process that `find` returns, until it finds no further ones; return those that live, stopped.
+
+    A stopped process starts no other, so a tree that grows while it is killed is frozen first and killed then. A
+    process is signalled only when it was found again after it was held: its number is its own.
+    """
+    held: dict[int, Victim] = {}
+    stopped: set[int] = set()
+    give_up_at = boot_time() + FREEZE_LIMIT
+    while True:
+        found = set(find())
+        news = False
+        for pid in found - stopped:
+            if pid not in held:
+                news = _hold_in(held, pid) or news
+            else:
+                held[pid].send(signal.SIGSTOP)
+                stopped.add(pid)
+                news = True
+        for pid in [pid for pid, victim in held.items() if victim.dead]:
+            held.pop(pid).close()
+            stopped.discard(pid)
+        if boot_time() > give_up_at:
+            break  # what escaped is found again by whoever waits for the end of them all
+        if not news:
+            if all(process_table.is_at_rest(pid) for pid in held):
+                break
+            time.sleep(_MOMENT)
+    return list(held.values())
+
+
+def _hold_in(held: dict[int, Victim], pid: int) -> bool:
+    victim = hold(pid)
+    if victim is None:
+        return False
+    held[pid] = victim
+    return True

@@ -29,6 +29,8 @@ logger = logging.getLogger("celery_highlander")
 
 EX_CONFIG = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
 
+_CHILDREN = "celery_highlander.worker.children"
+
 FIRST_WORD_TIMEOUT = 8.0
 """Seconds that a starting worker waits for its keeper's first word from the database."""
 
@@ -101,6 +103,8 @@ class HighlanderStep(bootsteps.StartStopStep):
             target_changes=highlander.has_changing_target,
         )
         link = KeeperLink(plan)
+        # A pool child that is not forked but spawned imports what is listed here, and nothing else of ours.
+        w.app.conf.include = (*w.app.conf.include, _CHILDREN)
         self._prepare_queues(w, link, queues, highlander.concurrency(settings))
         self.link = link
         self.queues, self.processes = queues, processes

@@ -18,6 +18,8 @@ from celery import signals
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE, register
+from celery_highlander.keeper.marks import Searcher, TaskMark
+from celery_highlander.keeper.victims import freeze
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
 from celery_highlander.worker.runs import HEADER
 
@@ -40,6 +42,7 @@ class ChildGuard:
         self._cell: LeaseCell | None = None
         self._has_cell = threading.Event()
         self._guarded = 0  # running tasks of singleton queues
+        self._mark = TaskMark(address)
         threading.Thread(target=self._run, name="highlander-guard", daemon=True).start()
 
     def enter(self, term: TermInfo) -> Leadership | None:
@@ -47,12 +50,15 @@ class ChildGuard:
         if not self._has_cell.wait(_REGISTER_TIMEOUT) or self._cell is None:
             return None
         self._guarded += 1
+        self._mark.put()
         self._wake_out.send(b".")
         return Leadership(term, self._cell)
 
     def leave(self) -> None:
         """It has ended."""
         self._guarded -= 1
+        if not self._guarded:
+            self._mark.remove()
         self._wake_out.send(b".")
 
     def _run(self) -> None:
@@ -65,7 +71,7 @@ class ChildGuard:
             if self._guarded > 0 and self._cell is not None:
                 left = self._cell.deadline - boot_time()
                 if left <= 0:
-                    os.kill(os.getpid(), signal.SIGKILL)  # the lease ends, and whoever should have said so is frozen
+                    self._die()  # the lease ends, and whoever should have said so is frozen
                 wait = left if wait is None else min(wait, left)
             ready = {descriptor for descriptor, _ in poll.poll(None if wait is None else max(1.0, wait * 1000))}
             if self._wake_in.fileno() in ready:
@@ -75,6 +81,15 @@ class ChildGuard:
                 self._has_cell.clear()
                 self._connection.close()  # the keeper says nothing over it: this is its end
                 self._connection = None
+
+    def _die(self) -> None:
+        """End this process, and before it what its task has started."""
+        try:
+            searcher = Searcher(self._address, os.getppid())
+            for victim in freeze(lambda: searcher.find([os.getpid()], os.getpid())):
+                victim.kill()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _join(self) -> bool:
         try:

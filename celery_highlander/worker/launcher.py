@@ -6,7 +6,6 @@ It lives and dies with the keeper. It is single-threaded, so that what it forks 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import inspect
 import json
@@ -25,23 +24,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.messages import LINE_LIMIT, Channel, ChannelClosedError, Message, MessageError, parse
+from celery_highlander.keeper.victims import call_this_process
+from celery_highlander.keeper.vocabulary import KEEPER_ORDERS
+from celery_highlander.worker import supervisor
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger("celery_highlander.process")
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies; do it now if it is dead already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def resolve(path: str) -> Callable[..., object]:
@@ -77,16 +69,20 @@ class LauncherProcess:
                 return
             self._descriptors.extend(descriptors)
             *lines, self._buffer = (self._buffer + data).split(b"\n")
+            if len(self._buffer) > LINE_LIMIT:
+                return
             for line in lines:
-                self._take(json.loads(line))
+                self._take(parse(line, KEEPER_ORDERS))
 
     def _take(self, message: Message) -> None:
         match message["type"]:
             case "load":
-                die_with(message["keeper"])
+                supervisor.die_with(message["keeper"])
                 self._load = message
                 self._say(**self._prepare(message))
             case "fork":
+                if not self._descriptors:
+                    raise MessageError("'fork' without a descriptor")
                 self._fork(message, self._descriptors.popleft())
             case "reap":
                 with contextlib.suppress(ChildProcessError):
@@ -133,23 +129,28 @@ class LauncherProcess:
             os.close(descriptor)
             return
         try:
-            die_with(parent)
-            os.setsid()
             self._socket.close()
-            self._run(message, Channel(socket.socket(fileno=descriptor)))
+            cell = LeaseCell(self._load["cell"])
+            above = None
+            if supervisor.HAS_SUBREAPER:
+                above = supervisor.fork_below(parent, descriptor, cell)
+            else:
+                supervisor.die_with(parent)
+                os.setsid()
+            self._run(message, Channel(socket.socket(fileno=descriptor)), cell, above)
         finally:
             os._exit(70)
 
-    def _run(self, message: Message, channel: Channel) -> NoReturn:
+    def _run(self, message: Message, channel: Channel, cell: LeaseCell, above: int | None) -> NoReturn:
         load = self._load
-        cell = LeaseCell(load["cell"])
-        channel.send("up", pid=os.getpid())
+        channel.send("up", pid=os.getpid(), supervisor=above)
         _await_go(channel)
         name = message["name"]
         term = TermInfo(name, message["token"], time.time(), load["namespace"], load["schema"], load["kill_margin"])
         leadership = Leadership(term, cell)
         threading.Thread(target=_watch, args=(channel, cell, leadership), name="highlander-watch", daemon=True).start()
         set_current(leadership)
+        _take_signals(leadership)
         self._process_init.send(sender=None)
         function = self._functions[name]
         code, how = 0, "returned"
@@ -185,6 +186,23 @@ def _await_go(channel: Channel) -> None:
             return
 
 
+def _take_signals(leadership: Leadership) -> None:
+    """Let SIGTERM, as a service manager sends it to everybody, ask the function to end as the keeper would."""
+    owner = os.getpid()
+    for other in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(other) is _live_on:
+            signal.signal(other, signal.SIG_DFL)
+
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() == owner:
+            leadership._must_stop()
+            return
+        signal.signal(number, signal.SIG_DFL)  # a child that it forked: for that one it means what it always means
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def _watch(channel: Channel, cell: LeaseCell, leadership: Leadership) -> None:
     """Pass the keeper's word on; and where it says nothing any more, end this process before the lease does."""
     poll = select.poll()
@@ -202,10 +220,17 @@ def _watch(channel: Channel, cell: LeaseCell, leadership: Leadership) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _live_on(number: int, frame: object) -> None:
+    """It lives exactly as long as its keeper. A handler, for an ignored signal would stay ignored in what it starts."""
+
+
 def main() -> int:
     """Serve the keeper that started this process."""
+    call_this_process("launcher")
     os.environ.pop(ADDRESS_VARIABLE, None)  # that is for pool children
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, _live_on)
     with contextlib.suppress(ConnectionError):
         LauncherProcess(socket.socket(fileno=int(sys.argv[1]))).serve()
     return 0

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from celery_highlander.clock import boot_time
 from celery_highlander.errors import ERRORS_BY_CODE, HighlanderError, LockSessionError
 from celery_highlander.keeper import cell as lease_cell
-from celery_highlander.keeper import children
-from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper import children, marks
+from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
+from celery_highlander.keeper.victims import reap_inherited
+from celery_highlander.keeper.vocabulary import KEEPER_SAYS
 from celery_highlander.worker import native, signals
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ logger = logging.getLogger("celery_highlander")
 
 RESPAWN_DELAY = 0.2
 """Seconds before a keeper that died is started again."""
+
+KEEPER_EXIT_TIMEOUT = 2.0
+"""Seconds that a keeper gets to end once everything is released and its channel closed."""
 
 # A pool child that the main thread forks while a keeper is being started would inherit the keeper's end of the
 # channel, and keep it open.
@@ -199,6 +204,8 @@ class KeeperLink:
         self._closed = True
         self._wake()
         self._thread_ended.wait(1.0)
+        if self._keeper is not None:  # SIGHUP starts another worker in this process: it would never reap a zombie
+            self._keeper.wait(KEEPER_EXIT_TIMEOUT)
         return done
 
     def _order(self, order: Callable[[], None]) -> None:
@@ -313,17 +320,18 @@ class KeeperLink:
 
     def _spawn(self) -> None:
         settings = self._plan.settings
+        reap_inherited()
         with _no_fork:
             ours, theirs = native.socketpair()
             try:
                 self._keeper = native.Process(
                     [sys.executable, "-m", "celery_highlander.keeper", str(theirs.fileno())],
                     pass_fds=(theirs.fileno(), self._cell_descriptor),
-                    env=os.environ | {"PYTHONPATH": _python_path()},
+                    env=_environment(),
                 )
             finally:
                 theirs.close()
-        self._channel = Channel(ours)
+        self._channel = Channel(ours, KEEPER_SAYS)
         self._heard_at = boot_time() + settings.worker_timeout + 10.0  # its first word may take the time of its imports
         self._pulse_at = 0.0
         self.node = uuid.uuid4().hex[:12]  # a new keeper is a new node: its session and its terms are its own
@@ -367,9 +375,11 @@ class KeeperLink:
             return
         try:
             messages = self._channel.receive()
-        except ChannelClosedError:
+        except ChannelClosedError as error:
             if not self._closed:
-                self._keeper_lost("keeper died")
+                self._keeper_lost(
+                    f"nonsense of the keeper ({error})" if isinstance(error, MessageError) else "keeper died"
+                )
             return
         self._heard_at = boot_time()
         for message in messages:
@@ -528,6 +538,12 @@ class KeeperLink:
         busy = self._held or self._process_terms or self._reported or set(self.snapshot.phases.values()) - {"standby"}
         if self._leaving and (self._channel is None or not busy):
             self._released.set()
+
+
+def _environment() -> dict[str, str]:
+    """The keeper's: it is never part of a task, even if one runs in this process (a solo pool) as it is started."""
+    ours = {name: value for name, value in os.environ.items() if name != marks.VARIABLE}
+    return ours | {"PYTHONPATH": _python_path()}
 
 
 def _python_path() -> str:

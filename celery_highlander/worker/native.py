@@ -11,7 +11,10 @@ import importlib
 import os
 import signal
 import sys
+from math import inf
 from typing import TYPE_CHECKING, Any
+
+from celery_highlander.clock import boot_time
 
 if TYPE_CHECKING:
     import select
@@ -80,10 +83,12 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def wait(self) -> None:
-        """Wait for its end, and let go of it."""
+    def wait(self, timeout: float = inf) -> None:
+        """Wait for its end, for `timeout` seconds at most, and let go of it."""
+        give_up_at = boot_time() + timeout
         with contextlib.suppress(ChildProcessError):  # somebody who waits for whatever child ends was quicker
-            _original("os", "waitpid")(self.pid, 0)
+            while _original("os", "waitpid")(self.pid, os.WNOHANG) == (0, 0) and boot_time() < give_up_at:
+                _original("time", "sleep")(0.005)
 
 
 class Latch:

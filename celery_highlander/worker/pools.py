@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery.exceptions import TaskRevokedError
 
-from celery_highlander.keeper.victims import Victim, hold
+from celery_highlander.clock import boot_time
+from celery_highlander.keeper.children import ADDRESS_VARIABLE
+from celery_highlander.keeper.marks import Searcher
+from celery_highlander.keeper.victims import Victim, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +27,10 @@ logger = logging.getLogger("celery_highlander")
 
 _THEN_THE_WORKER = "what does not end by that is stopped with this whole worker (SIGKILL), before its lease ends"
 _CONTINUES = "what does not end by that CONTINUES beside the next leader (highlander_on_stuck = 'continue': unsafe)"
+
+
+CLEAN_UP_LIMIT = 0.2
+"""Seconds for processes to die that were killed."""
 
 
 class TaskStopper(Protocol):
@@ -41,39 +51,58 @@ class TaskStopper(Protocol):
     def refusal(self) -> BaseException:
         """What is raised in the pool to keep a task from beginning."""
 
+    def clean_up(self, run: Run) -> None:
+        """Kill what a task has left behind whose process died by itself. Called on the consumer's thread."""
+
 
 class PreforkStopper:
-    """Prefork: the child that runs the task is killed; the pool replaces it."""
+    """Prefork: the child that runs the task is killed, with what the task has started; the pool replaces it."""
 
     announcement = "its pool child is killed (SIGKILL)"
     inside = False
 
     def __init__(self, soon: Callable[[Callable[[], None]], None]) -> None:
         self._soon = soon
-        self._victims: dict[int, Victim] = {}
+        self._victims: dict[int, list[Victim]] = {}
 
     def stop(self, run: Run) -> None:
         """Kill the child; a request that no child has accepted yet cannot be killed."""
         pid = run.request.worker_pid
         if run.killed or not pid:
             return
-        victim = hold(pid)
-        if victim is None:
+        searcher = Searcher(os.environ[ADDRESS_VARIABLE], os.getpid())
+        victims = freeze(lambda: searcher.find([pid], pid))
+        if not victims:
             return
         run.killed = True
-        victim.kill()
-        self._victims[id(run)] = victim
+        for victim in victims:
+            victim.kill()
+        self._victims[id(run)] = victims
         _log_killed(run)
         self._soon(run.put_back)
 
     def is_dead(self, run: Run) -> bool:
-        """Whether the child is dead."""
-        victim = self._victims.get(id(run))
-        if victim is None or not victim.dead:
+        """Whether the child is dead, and all that its task has started."""
+        victims = self._victims.get(id(run), [])
+        if not victims or not all(victim.dead for victim in victims):
             return False
-        victim.close()
+        _let_go(victims, child=run.request.worker_pid)
         del self._victims[id(run)]
         return True
+
+    def clean_up(self, run: Run) -> None:
+        """Kill what the task has started; wait a moment for its death, for the task may run again at once."""
+        pid = run.request.worker_pid
+        if not pid:
+            return
+        searcher = Searcher(os.environ[ADDRESS_VARIABLE], os.getpid())
+        orphans = freeze(lambda: searcher.find([], pid))
+        for orphan in orphans:
+            orphan.kill()
+        give_up_at = boot_time() + CLEAN_UP_LIMIT
+        while not all(orphan.dead for orphan in orphans) and boot_time() < give_up_at:
+            time.sleep(0.001)
+        _let_go(orphans, child=pid)
 
     def refusal(self) -> BaseException:
         """Never asked for: a child has begun when it says that it accepts."""
@@ -101,6 +130,9 @@ class GreenStopper:
         """Only its end says so."""
         return False
 
+    def clean_up(self, run: Run) -> None:
+        """A greenlet has no process of its own."""
+
     def refusal(self) -> BaseException:
         """Ends a greenlet without a word."""
         from greenlet import GreenletExit  # type: ignore[import-untyped]  # it has no types
@@ -127,9 +159,21 @@ class ThreadStopper:
         """Only its end says so."""
         return False
 
+    def clean_up(self, run: Run) -> None:
+        """A thread has no process of its own."""
+
     def refusal(self) -> BaseException:
         """What Celery itself ends such a request with."""
         return _refused()
+
+
+def _let_go(victims: list[Victim], child: int) -> None:
+    """Reap the dead orphans, which are ours as PID 1 of a container; the pool child itself is the pool's to reap."""
+    for victim in victims:
+        if victim.pid != child:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(victim.pid, os.WNOHANG)
+        victim.close()
 
 
 class WorkerStopper:
@@ -150,6 +194,9 @@ class WorkerStopper:
     def refusal(self) -> BaseException:
         """What Celery itself ends such a request with."""
         return _refused()
+
+    def clean_up(self, run: Run) -> None:
+        """A task ends with the worker only."""
 
 
 def pool_name(worker: WorkController) -> str:

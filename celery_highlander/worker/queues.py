@@ -169,7 +169,10 @@ class QueueWork:
 
     def _live(self) -> list[Run]:
         now = boot_time()
-        return [run for run in list(self._runs.values()) if not run.is_over(now)]
+        for run in list(self._runs.values()):
+            if run.is_over(now):
+                self._forget(run)
+        return list(self._runs.values())
 
     def _must_wait(self, request: Request, before: Iterable[Request]) -> bool:
         """Whether a request has to wait: for its place in a queue of limited concurrency, or for its own twin.
@@ -209,6 +212,7 @@ class QueueWork:
             ended=ended,
             refusal=stopper.refusal,
             cancel=stopper.stop if stopper.inside else None,
+            process_died=stopper.clean_up,
         )
 
     def _settle(self, run: Run) -> None:

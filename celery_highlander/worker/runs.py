@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from billiard.exceptions import WorkerLostError
 from celery.worker import state
 from kombu.transport.virtual import QoS
 
@@ -26,6 +27,9 @@ HEADER = "highlander"
 
 ACK_GRACE = 0.5
 """Seconds that a finished task's acknowledgement may take; until then its message might be given to the next leader."""
+
+
+_PROCESS_DIED = (WorkerLostError, SystemExit, KeyboardInterrupt)  # as a request is told of it
 
 
 class Run:
@@ -49,6 +53,7 @@ class Run:
         ended: Callable[[Run], None],
         refusal: Callable[[], BaseException],
         cancel: Callable[[Run], None] | None,
+        process_died: Callable[[Run], None],
     ) -> None:
         """Watch `request` from now on, and tell its process of the term.
 
@@ -59,6 +64,7 @@ class Run:
             ended: called once, on whichever thread, when the task has ended.
             refusal: makes what is raised to keep the pool from beginning.
             cancel: stops the task where Celery's own way, in a cold shutdown, would fail or acknowledge the message.
+            process_died: called when the process that ran the task has died by itself, before anything comes of it.
         """
         self.request = request
         self.begun = self.settled = self.killed = self.returned = self.orphaned = False
@@ -82,7 +88,14 @@ class Run:
         request.on_accepted = on_accepted
         request.reject = reject
         request.on_success = self._ending(request.on_success)
-        request.on_failure = self._ending(request.on_failure)
+        failed = request.on_failure
+
+        def on_failure(exc_info: Any, **options: Any) -> object:
+            if not self.killed and isinstance(getattr(exc_info.exception, "exc", exc_info.exception), _PROCESS_DIED):
+                process_died(self)
+            return failed(exc_info, **options)
+
+        request.on_failure = self._ending(on_failure)
         timed_out = request.on_timeout
 
         def on_timeout(soft: bool, timeout: float) -> object:  # as Celery has it

@@ -7,11 +7,13 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 from celery import Celery, signals
 
 from celery_highlander import Highlander, Leadership
 from celery_highlander.worker.leadership import current_leadership
+from tests.arena import families
 from tests.arena.journal import Journal
 
 QUEUE = "highlander"
@@ -29,7 +31,7 @@ _main_pid = 0
 
 
 @signals.worker_init.connect(weak=False)
-def _remember_worker(**kwargs: object) -> None:
+def _remember_worker(**_: object) -> None:
     global _main_pid  # noqa: PLW0603  # one for each process; what a pool forks inherits it
     _main_pid = os.getpid()
     signal.signal(signal.SIGUSR2, lambda *_: time.sleep(600))  # hangs the main loop, and nothing else
@@ -127,3 +129,33 @@ def ordinary(number: int, seconds: float = 0.01) -> int:
         time.sleep(seconds)
     journal.close()
     return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def parent(number: int, seconds: float = 0.01, *, bare: bool = False) -> None:
+    """A task of the singleton queue that starts processes, which beat under its name until they are killed."""
+    leadership = current_leadership()
+    node = os.getppid()
+    journal = Journal.open(JOURNALS, QUEUE)
+    with journal.task(QUEUE, node, leadership.token, str(number)):
+        families.start_family(QUEUE, node, leadership.token, bare=bare)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            journal.write(QUEUE, node, leadership.token, "beat")
+            time.sleep(0.002)
+
+
+@app.task
+def leaves_a_program(*numbers: float) -> None:  # noqa: ARG001  # what every task is sent
+    """A task of an ordinary queue that starts a program on purpose and ends before it."""
+    families.leave_running()
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def unreachable(number: int, _seconds: float = 0.01) -> None:
+    """A task of the singleton queue that is in a C call, holding the GIL; when it runs again, it ends at once."""
+    leadership = current_leadership()
+    journal = Journal.open(JOURNALS, QUEUE)
+    with journal.task(QUEUE, os.getppid(), leadership.token, str(number)):
+        if len(families.writers(Path(JOURNALS), QUEUE)) == 1:
+            families.hold_the_gil()

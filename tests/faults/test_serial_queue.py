@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def all_ran(cluster: Cluster, numbers: Sequence[int]) -> None:
 
 def never_two_at_once(cluster: Cluster) -> None:
     runs = sorted((run.first, run.last, run.task_id) for run in cluster.referee().task_runs(QUEUE))
-    assert all(end <= start for (_, end, _), (start, _, _) in zip(runs, runs[1:]))
+    assert all(end <= start for (_, end, _), (start, _, _) in itertools.pairwise(runs))
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
@@ -90,9 +91,7 @@ def test_a_message_for_later_does_not_hold_up_those_behind_it(cluster: MakeClust
     shop = cluster(broker, processes={}, conf=SERIAL)
     shop.start(*scenes.QUIET, concurrency=2)
     shop.leader(QUEUE, timeout=scenes.PATIENCE)
-    shop.app.send_task(
-        "tests.arena.shop.work", args=(1, 0.01), queue=QUEUE, task_id="task-1", countdown=8.0
-    )
+    shop.app.send_task("tests.arena.shop.work", args=(1, 0.01), queue=QUEUE, task_id="task-1", countdown=8.0)
     for number in range(2, 12):
         shop.send(number)
     all_ran(shop, range(1, 12))

@@ -14,8 +14,9 @@ import pytest
 from celery_highlander.keeper import cell as lease_cell
 from celery_highlander.keeper.children import Children, new_address, register
 from celery_highlander.keeper.messages import Channel, ChannelClosedError
+from celery_highlander.keeper.process_table import below
 from celery_highlander.keeper.processes import RESTART_DELAYS, STEADY_AFTER, SingletonProcess
-from celery_highlander.keeper.victims import Victim, descendants, hold
+from celery_highlander.keeper.victims import Victim, hold
 from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def test_a_process_that_is_gone_cannot_be_held(sleeper: subprocess.Popen[bytes])
 def test_descendants_are_found_at_every_depth() -> None:
     script = f"import subprocess; subprocess.Popen({SLEEPER!r}).wait()"
     with subprocess.Popen([sys.executable, "-c", script]) as process:
-        found = wait_until(lambda: descendants(process.pid), 10, "its child")
-        assert set(found) <= set(descendants(os.getpid()))
+        found = wait_until(lambda: below(process.pid), 10, "its child")
+        assert set(found) <= set(below(os.getpid()))
         for pid in (*found, process.pid):
             os.kill(pid, signal.SIGKILL)
 

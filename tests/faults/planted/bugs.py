@@ -27,6 +27,12 @@ class Bug:
     test: str
 
 
+_NO_DEADLINE = Change(
+    "worker/supervisor.py",
+    "    while (left := cell.deadline - boot_time()) > 0:\n",
+    "    while True:\n        left = 1.0\n",
+)
+
 BUGS = (
     Bug(
         "a keeper goes on leading for a dead worker",
@@ -78,7 +84,7 @@ BUGS = (
         (
             Change(
                 "worker/children.py",
-                "                if left <= 0:\n                    os.kill(os.getpid(), signal.SIGKILL)",
+                "                if left <= 0:\n                    self._die()",
                 "                if left <= 0:\n                    left = 1.0",
             ),
         ),
@@ -92,13 +98,15 @@ BUGS = (
                 "        if left <= 0:\n            os.kill(os.getpid(), signal.SIGKILL)",
                 "        if left <= 0:\n            left = 1.0",
             ),
+            _NO_DEADLINE,
         ),
         "test_processes.py::test_a_stubborn_process_of_a_frozen_node_is_dead_before_the_lease_ends",
     ),
     Bug(
         "singleton processes outlive their keeper",
         (
-            Change("worker/launcher.py", '    if sys.platform == "linux":\n', "    if parent < 0:\n"),
+            Change("worker/supervisor.py", "        if channel in ready:\n            return False\n", ""),
+            Change("worker/supervisor.py", "    die_with(parent, END_SIGNAL)\n", ""),
             Change(
                 "worker/launcher.py",
                 "        except ChannelClosedError:\n            os.kill(os.getpid(), signal.SIGKILL)",
@@ -148,5 +156,83 @@ BUGS = (
             ),
         ),
         "test_processes.py::test_a_process_that_keeps_failing_on_one_node_is_handed_on_to_another",
+    ),
+    Bug(
+        "a supervisor adopts no orphans",
+        (Change("worker/supervisor.py", "    adopt_orphans()\n", ""),),
+        "test_grandchildren.py::test_a_shutdown_hands_over_when_every_descendant_is_dead",
+    ),
+    Bug(
+        "a supervisor ends with the process, whatever that has started",
+        (Change("worker/supervisor.py", "        end_all_below()\n", ""),),
+        "test_grandchildren.py::test_no_descendant_lives_when_the_process_starts_again[process]",
+    ),
+    Bug(
+        "what a killed supervisor leaves behind is not looked for",
+        (Change("keeper/loop.py", "if not process.is_clear and (left", "if process.stopping and (left"),),
+        "test_grandchildren.py::test_no_descendant_lives_when_the_process_starts_again[supervisor]",
+    ),
+    Bug(
+        "a supervisor does not hold the deadline",
+        (_NO_DEADLINE,),
+        "test_unreachable_work.py::test_a_process_in_a_c_call_is_dead_before_the_lease_of_its_frozen_node_ends",
+    ),
+    Bug(
+        "the orphans of a dead worker's tasks are not looked for",
+        (Change("keeper/marks.py", "        for pid in young - found.keys():\n", "        for pid in set[int]():\n"),),
+        "test_subprocesses.py::test_they_are_dead_when_the_worker_was_killed",
+    ),
+    Bug(
+        "of a task only the pool child is killed",
+        (Change("worker/pools.py", "freeze(lambda: searcher.find([pid], pid))", "freeze(lambda: [pid])"),),
+        "test_subprocesses.py::test_they_are_dead_when_the_drain_of_a_lost_term_ends",
+    ),
+    Bug(
+        "a task runs again beside what its dead child has started",
+        (
+            Change(
+                "worker/queues.py",
+                "                    self._stopper.clean_up(request)\n",
+                "                    pass\n",
+            ),
+        ),
+        "test_subprocesses.py::test_they_are_dead_when_the_task_runs_again_because_its_child_was_killed",
+    ),
+    Bug(
+        "a task's mark stays when it has ended",
+        (Change("worker/children.py", "            self._mark.remove()\n", "            pass\n"),),
+        "test_subprocesses.py::test_they_are_dead_when_the_worker_was_killed",
+    ),
+    Bug(
+        "a spawned pool child loads nothing of ours",
+        (Change("worker/bootsteps.py", "(*w.app.conf.include, _CHILDREN)", "tuple(w.app.conf.include)"),),
+        "test_spawned_children.py::test_a_spawned_child_knows_its_term_and_dies_with_its_worker[by-setting]",
+    ),
+    Bug(
+        "a worker leaves a dead keeper unreaped as it starts itself again",
+        (
+            Change(
+                "worker/link.py", "                self._keeper.wait(KEEPER_EXIT_TIMEOUT)\n", "                pass\n"
+            ),
+        ),
+        "test_service_managers.py::test_a_sighup_restarts_the_worker_and_leaves_nothing_of_the_old_one",
+    ),
+    Bug(
+        "PID 1 does not reap what its keeper left",
+        (Change("worker/link.py", "        reap_inherited()\n", ""),),
+        "test_container.py::test_the_worker_reaps_what_its_dead_keeper_leaves_to_it",
+    ),
+    Bug(
+        "nonsense is taken for a message",
+        (
+            Change("keeper/messages.py", "    if fault := fault_in(message, vocabulary):\n", "    if fault := '':\n"),
+            Change("keeper/messages.py", 'not isinstance(message.get("type"), str)', "False"),
+            Change(
+                "keeper/messages.py",
+                'raise MessageError(f"not a message ({error}): {line[:80]!r}") from error',
+                'return {"type": ""}',
+            ),
+        ),
+        "test_nonsense.py",
     ),
 )
