@@ -10,6 +10,7 @@ from celery import bootsteps, signals
 
 from celery_highlander.errors import ConfigurationError, HighlanderError
 from celery_highlander.worker import pools
+from celery_highlander.worker.broker import BrokerWatch, expect_signs, is_in_the_way
 from celery_highlander.worker.highlander import Highlander, path_of_app
 from celery_highlander.worker.leadership import TermInfo
 from celery_highlander.worker.link import KeeperLink, LinkPlan
@@ -94,7 +95,9 @@ class HighlanderStep(bootsteps.StartStopStep):
             target=lambda: highlander.target(settings),
             target_changes=highlander.has_changing_target,
         )
-        link = KeeperLink(plan, {})
+        expect_signs(w, settings.broker_timeout)
+        self.broker = BrokerWatch(settings.broker_timeout, pool_in_the_way=is_in_the_way(w))
+        link = KeeperLink(plan, {}, self.broker)
         for name in queues:
             self.consumers.works[name] = QueueWork(name, stopper, link.cell, self.consumers)
         link.works.update(self.consumers.works)
@@ -181,14 +184,14 @@ class QueueStep(bootsteps.StartStopStep):
         if c.hub is None:
             _drain_often(c)
         step.consumers.connected(c)
-        step.link.broker_is(connected=True)  # first, or the link's thread withdraws again what campaigns here
+        step.broker.connected(c)  # first, or the link's thread withdraws again what campaigns here
         step.link.campaign(sorted(step.queues))
 
     def stop(self, c: Consumer) -> None:
         """The connection is gone, or about to be closed."""
         step: HighlanderStep = c.controller.highlander
         step.consumers.disconnected()
-        step.link.broker_is(connected=False)
+        step.broker.disconnected()
 
 
 def _drain_often(c: Consumer) -> None:
