@@ -63,7 +63,9 @@ def test_a_leader_whose_commits_hang_stops_in_time_and_nobody_else_begins(
         assert ended < LEASE
     sessions = shop.lock_sessions()
     print(f"MEASURED hanging commits: {sessions} lock sessions of {len(workers)} nodes after {OBSERVED:g} s")
-    assert sessions <= 2 * len(workers)  # a new attempt ends the last one's session, which hangs for ever otherwise
+    # A backend that waits for a standby outlives its client. Only those pile up, and there is one for each row at most:
+    # the next attempt to write it gives up at the row's lock.
+    assert sessions <= len(workers) + 4
     healed_at = now_ns()
     wait_for_a_standby(own_server, "")
     for singleton, token in tokens.items():
