@@ -83,7 +83,8 @@ class BrokerWatch:
 
     def _look(self, consumer: Consumer) -> None:
         self._looking = False
-        if consumer is not self._consumer or consumer.task_consumer is None:
+        still = consumer is self._consumer
+        if not still or consumer.task_consumer is None:
             return
         try:
             seen = self._is_there(consumer)

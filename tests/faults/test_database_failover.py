@@ -56,13 +56,13 @@ def replication(primary: Postgres) -> Iterator[TcpProxy]:
 
 
 @pytest.fixture
-def standby(primary: Postgres, postgres: Database, replication: TcpProxy) -> Iterator[Standby]:
-    with primary.standby(through=(replication.host, replication.port)) as server:
+def standby(postgres: Database, replication: TcpProxy) -> Iterator[Standby]:
+    with postgres.server.standby(through=(replication.host, replication.port)) as server:
         yield server
 
 
 def begin_terms_that_are_lost(shop: Cluster, standby: Standby, replication: TcpProxy) -> dict[str, int]:
-    """Stop the replication, and have another term of each singleton; return the tokens, which only the primary knows."""
+    """Stop the replication, and begin another term of each singleton; return the tokens, known to the primary alone."""
     old = {singleton: scenes.acts(shop, singleton) for singleton in (QUEUE, PROCESS)}
     standby.wait_for_replay()
     replication.cut()
