@@ -54,8 +54,9 @@ class Hosts:
             self.postgres = stack.enter_context(Postgres(netns=at.netns, listen=(at.address,)))
             self._database_door = self._door(stack, self.postgres.port, DATABASE)
             at = network.host(BROKER)
-            make: type[Redis | RabbitMQ] = Redis if self._kind == "redis" else RabbitMQ
-            self.broker = stack.enter_context(make(netns=at.netns, listen=at.address))
+            make = Redis if self._kind == "redis" else RabbitMQ
+            self.broker: Redis | RabbitMQ = make(netns=at.netns, listen=at.address)
+            stack.enter_context(self.broker)
             self._broker_door = self._door(stack, self.broker.port, BROKER)
             self._exits = stack.pop_all()
         return self
