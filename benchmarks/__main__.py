@@ -1,16 +1,20 @@
-"""`python -m benchmarks`: measures everything on servers of its own, and writes results.md; about 15 minutes."""
+"""`python -m benchmarks`: measures everything on servers of its own, and writes results.md; about an hour.
+
+With `--only` it measures some of the sections, and leaves the others in the file as they are.
+"""
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
+import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import failover, idle, naive, numbers
+from benchmarks import consuming, failover, idle, naive, nodes, numbers, outages
 from benchmarks.numbers import Distribution
-from tests.arena.servers import Postgres, Redis
+from tests.arena.servers import Postgres, RabbitMQ, Redis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +26,8 @@ RESULTS = Path(__file__).with_name("results.md")
 MEDIAN_GOAL, MAXIMUM_GOAL = 0.020, 0.100
 MEMORY_GOAL, CPU_GOAL, STATEMENTS_GOAL = 50 * 2**20, 0.005, 3.0
 SIZES = (1, 50, 1000)
+CLUSTERS = (1, 10, 200)
+CONSUMED_GOALS = {"rabbitmq": 0.050, "redis": 1.0}
 
 CASES = (
     ("SIGTERM, 3 workers", signal.SIGTERM, 3),
@@ -41,6 +47,23 @@ IDLE_METHOD = """\
 Method: one worker leads so many singleton queues, another one stands by; default settings, {seconds:g} s without work.
 Memory from smaps_rollup, CPU from /proc/pid/stat, statements counted per backend in the log of an own PostgreSQL with
 log_statement=all. Where there are singleton processes, a launcher that has the application loaded is added."""
+
+
+OUTAGE_METHOD = """\
+Method: two workers, each with a way of its own to PostgreSQL through a TCP proxy; default settings; from the fault to
+the keeper's own note that somebody acts again, the old leader included. The bound is lease + poll interval + 0.5 s.
+Where nobody could leave a stopped mark, the successor waits for the dead leader's lease, counted from when it saw the
+last heartbeat; after a restart of the server it waits a whole lease from when it is connected again."""
+
+CONSUMING_METHOD = """\
+Method: two workers, the queue `highlander` alone, default settings. The leader, idle, is killed (SIGKILL), and a
+message is sent at once; from the death that the leader's keeper saw to the start of the task on the next leader. On
+RabbitMQ the broker pushes the message as soon as the new leader consumes. On Redis a singleton queue is looked at every
+50 ms while it is empty, and that is most of what is left of it."""
+
+NODES_METHOD = """\
+Method: keepers with default settings and without workers, all for one singleton, {seconds:g} s without an event; CPU of
+one core from /proc/pid/stat, statements as transactions from pg_stat_database."""
 
 
 def _ratios(ours: float, polling: float, expiring: float) -> str:
@@ -139,43 +162,103 @@ def _idle_goals(costs: Sequence[Cost]) -> list[str]:
     ]
 
 
+def outage_section(runs: int) -> tuple[str, int]:
+    """Measure the takeovers that have to wait; return the section, and how many overlaps there were."""
+    rows, goals, overlaps = [], [], 0
+    for case in outages.CASES:
+        print(f"{case}: {runs} runs", flush=True)
+        with Postgres() as postgres, Redis() as redis:
+            found = outages.measure(postgres, redis, case, runs)
+        told = Distribution.of(found.told)
+        rows.append([case, *told.cells()])
+        met = _verdict(met=told.maximum <= outages.BOUND)
+        goals.append(f"- {case}: maximum at most {outages.BOUND:g} s {met}; overlaps: {found.overlaps}.")
+        overlaps += found.overlaps
+    text = ["## Takeovers that wait (milliseconds)", "", numbers.table(("", *numbers.HEAD), rows), "", *goals, ""]
+    return "\n".join([*text, OUTAGE_METHOD]), overlaps
+
+
+def consuming_section(runs: int) -> tuple[str, int]:
+    """Measure how soon the next leader of a queue runs a message; return the section, and how many overlaps."""
+    rows, goals, overlaps = [], [], 0
+    for kind, goal in CONSUMED_GOALS.items():
+        print(f"first message on {kind}: {runs} runs", flush=True)
+        with Postgres() as postgres, RabbitMQ() if kind == "rabbitmq" else Redis() as broker:
+            values, doubled = consuming.measure(postgres, broker, runs)
+        found = Distribution.of(values)
+        rows.append([kind, *found.cells()])
+        goals.append(
+            f"- {kind}: median at most {goal * 1000:.0f} ms {_verdict(met=found.median <= goal)}; overlaps: {doubled}."
+        )
+        overlaps += doubled
+    text = ["## First message of the next leader (milliseconds)", "", numbers.table(("", *numbers.HEAD), rows), ""]
+    return "\n".join([*text, *goals, "", CONSUMING_METHOD]), overlaps
+
+
+def nodes_section(seconds: float) -> str:
+    """Measure whole clusters at rest; return the section."""
+    rows = []
+    for number in CLUSTERS:
+        print(f"{number} nodes at rest: {seconds:g} s", flush=True)
+        rest = nodes.measure(number, seconds)
+        cells = (f"{rest.keeper_cpu * 100:.1f} %", f"{rest.server_cpu * 100:.1f} %", f"{rest.statements:.1f}")
+        rows.append([f"{rest.nodes}", *cells, f"{rest.connections}"])
+    head = ("nodes", "CPU of all keepers", "CPU of PostgreSQL", "statements/s", "connections")
+    method = NODES_METHOD.format(seconds=seconds)
+    return "\n".join(["## A cluster at rest", "", numbers.table(head, rows), "", method])
+
+
+SECTIONS = ("failover", "outages", "consuming", "idle", "nodes")
+
+
+def _measure(section: str, runs: int, seconds: float) -> tuple[str, int]:
+    match section:
+        case "failover":
+            return failover_section(runs)
+        case "outages":
+            return outage_section(runs)
+        case "consuming":
+            return consuming_section(runs)
+        case "idle":
+            return idle_section(seconds), 0
+        case _:
+            return nodes_section(seconds), 0
+
+
+def _old_sections(path: Path) -> dict[str, str]:
+    """The sections of an earlier run, by their headings."""
+    text = path.read_text() if path.exists() else ""
+    return {part.partition("\n")[0]: part.strip() for part in re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write; return 1 if two were ever at work at once."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--runs", type=int, default=30, help="failovers of each kind (default: 30)")
     parser.add_argument("--idle-seconds", type=float, default=60.0, help="for each number of singletons (default: 60)")
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", default=SECTIONS, help="sections to measure")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    reason = Postgres.available() or Redis.available()
+    reason = Postgres.available() or Redis.available() or RabbitMQ.available()
     if reason:
         parser.error(reason)
-    started_at = dt.datetime.now(dt.timezone.utc)
-    load_before = numbers.load()
-    oversleeping = numbers.oversleeping()
     with Postgres() as postgres:
         server = str(postgres.execute("show server_version")[0][0]).split()[0]
-    failovers, overlaps = failover_section(options.runs)
-    idling = idle_section(options.idle_seconds)
-    late = f"{oversleeping.median * 1000:.2f} ms (median), {oversleeping.maximum * 1000:.2f} ms (maximum)"
-    noise = f"load average {load_before} before, {numbers.load()} after; a sleep of 5 ms ended late by {late}"
-    text = "\n".join(
-        [
-            "# Benchmark results",
-            "",
-            f"Made by `make bench` on {started_at:%Y-%m-%d, %H:%M} UTC; do not edit.",
-            "",
-            f"- Machine: {numbers.machine()}",
-            f"- Versions: {numbers.versions()}, PostgreSQL {server} (fsync off), Redis as the broker",
-            f"- Noise: {noise}",
-            "",
-            failovers,
-            "",
-            idling,
-            "",
+    sections, overlaps, result = _old_sections(options.output), 0, ""
+    for section in options.only:
+        started_at, load_before, oversleeping = dt.datetime.now(dt.timezone.utc), numbers.load(), numbers.oversleeping()
+        text, doubled = _measure(section, options.runs, options.idle_seconds)
+        late = f"{oversleeping.median * 1000:.2f} ms (median), {oversleeping.maximum * 1000:.2f} ms (maximum)"
+        made = [
+            f"Made on {started_at:%Y-%m-%d, %H:%M} UTC with {numbers.versions()}, PostgreSQL {server} (fsync off).",
+            f"Noise: load average {load_before} before, {numbers.load()} after; a sleep of 5 ms ended late by {late}.",
         ]
-    )
-    options.output.write_text(text)
-    print(text)
+        sections[text.partition("\n")[0]] = "\n".join([text, "", *made])
+        overlaps += doubled
+        head = ["# Benchmark results", "", "Made by `make bench`; do not edit.", "", f"Machine: {numbers.machine()}."]
+        result = "\n\n".join(["\n".join(head), *sections.values()]) + "\n"
+        options.output.write_text(result)
+    print(result)
     return 1 if overlaps else 0
 
 

@@ -76,13 +76,13 @@ def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: i
             start()
         cluster.leader(SINGLETON)
         for round_ in range(runs):
-            wait_until(partial(_can_take_over, cluster, trace, workers + round_), 60, "all workers")
+            wait_until(partial(can_take_over, cluster, trace, workers + round_), 60, "all workers")
             time.sleep(SETTLE)
             leader, token = cluster.leader(SINGLETON), cluster.token(SINGLETON)
             sent_at = boot_time()
             leader.send(number)
             time.sleep(QUIET)
-            told = _next(trace, token)
+            told = next_start(trace, token)
             found.told.append(told.at - sent_at)
             died = [noted.at for noted in read_trace(trace) if noted.event == "worker_left" and noted.at > sent_at]
             if number is signal.SIGKILL:
@@ -97,13 +97,15 @@ def measure(postgres: Postgres, redis: Redis, number: signal.Signals, workers: i
     return found
 
 
-def _can_take_over(cluster: Cluster, trace: Path, started: int) -> bool:
+def can_take_over(cluster: Cluster, trace: Path, started: int) -> bool:
     """Whether each worker is up, and its launcher has the application loaded: before that it does not campaign."""
     launchers = sum(noted.event == "launcher_ready" for noted in read_trace(trace))
     return launchers >= started and all("ready." in worker.log for worker in cluster.workers)
 
 
-def _next(trace: Path, token: int) -> Noted:
+def next_start(trace: Path, token: int) -> Noted:
+    """Wait until somebody is told to act under a later token than this; return when that was."""
+
     def found() -> list[Noted]:
         return [n for n in read_trace(trace) if n.event == "start_work" and n.name == SINGLETON and n.token > token]
 

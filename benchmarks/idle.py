@@ -63,7 +63,7 @@ def measure(redis: Redis, singletons: int, seconds: float) -> list[Cost]:
         time.sleep(WARM_UP)
         assert {pid for pid, _ in cluster.acting().values()} == {nodes["leader"].pid}
         backends = _backends(cluster)
-        before = {role: _cpu_seconds(worker.keeper) for role, worker in nodes.items()}
+        before = {role: cpu_seconds(worker.keeper) for role, worker in nodes.items()}
         offset, start = postgres.log.stat().st_size, time.monotonic()
         time.sleep(seconds)
         elapsed = time.monotonic() - start
@@ -93,7 +93,7 @@ def _cost(
         singletons=singletons,
         rss=memory["Rss"],
         pss=memory["Pss"],
-        cpu=(_cpu_seconds(worker.keeper) - cpu_before) / elapsed,
+        cpu=(cpu_seconds(worker.keeper) - cpu_before) / elapsed,
         statements=sum(counted.get(pid, 0) for pid in mine) / elapsed,
         connections=len(mine),
     )
@@ -116,7 +116,8 @@ def _local_ports(pid: int) -> set[int]:
     return {int(row[1].partition(":")[2], 16) for row in rows if row[9] in inodes}
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

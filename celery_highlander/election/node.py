@@ -477,7 +477,7 @@ class Node:
     def _overdue(self, name: str, now: float) -> bool:
         """Whether nobody has led this singleton for so long that any node should take it."""
         contest = self.contests[name]
-        since = self._unled_since.setdefault(name, now)
+        since = self._unled_since.get(name, now)
         if contest.sighting is not None:
             since = max(since, contest.sighting.first_seen_at)
         return now - since > self.timing.heartbeat_interval + self.timing.heartbeat_timeout
@@ -500,6 +500,7 @@ class Node:
         for row in event.rows:
             if self.contests[row.name].phase is not p.Phase.STANDBY:
                 continue
+            self._unled_since.setdefault(row.name, now)
             if row.token is not None:
                 self._step(row.name, p.Sighted(row.token, row.heartbeats), now, effects)
             if not row.granted:

@@ -12,6 +12,7 @@ from celery.worker import state
 from celery_highlander.errors import ConfigurationError, HighlanderError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.worker import children, pools
+from celery_highlander.worker.broker import BrokerWatch, expect_signs, is_in_the_way
 from celery_highlander.worker.consumers import Consumers
 from celery_highlander.worker.highlander import Highlander, path_of_app
 from celery_highlander.worker.inside import TasksInside
@@ -102,7 +103,9 @@ class HighlanderStep(bootsteps.StartStopStep):
             target=lambda: highlander.target(settings),
             target_changes=highlander.has_changing_target,
         )
-        link = KeeperLink(plan)
+        expect_signs(w, settings.broker_timeout)
+        self.broker = BrokerWatch(settings.broker_timeout, pool_in_the_way=is_in_the_way(w))
+        link = KeeperLink(plan, self.broker)
         # A pool child that is not forked but spawned imports what is listed here, and nothing else of ours.
         w.app.conf.include = (*w.app.conf.include, _CHILDREN)
         self._prepare_queues(w, link, queues, highlander.concurrency(settings))
@@ -221,14 +224,14 @@ class QueueStep(bootsteps.StartStopStep):
         step.consumers.connected(c)
         if c.hub is None:
             _drain_often(c, step.consumers)
-        step.link.broker_is(connected=True)  # first, or the link's thread withdraws again what campaigns here
+        step.broker.connected(c)  # first, or the link's thread withdraws again what campaigns here
         step.link.campaign(sorted(step.queues))
 
     def stop(self, c: Consumer) -> None:
         """The connection is gone, or about to be closed."""
         step: HighlanderStep = c.controller.highlander
         step.consumers.disconnected()
-        step.link.broker_is(connected=False)
+        step.broker.disconnected()
 
 
 DRAIN_TIMEOUT = 0.1

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from celery_highlander.config import Settings
     from celery_highlander.store.connecting import Target
+    from celery_highlander.worker.broker import BrokerWatch
     from celery_highlander.worker.progress import LoopWatch
 
 logger = logging.getLogger("celery_highlander")
@@ -115,8 +116,9 @@ class KeeperLink:
         announce: runs a function that tells the application of something, on a thread where that is allowed.
     """
 
-    def __init__(self, plan: LinkPlan) -> None:
+    def __init__(self, plan: LinkPlan, broker: BrokerWatch) -> None:
         self._plan = plan
+        self._broker = broker
         self.works: dict[str, Work] = {}
         self.loop: LoopWatch | None = None
         self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
@@ -140,7 +142,7 @@ class KeeperLink:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._campaigning: set[str] = set()
-        self._broker_gone_at: float | None = None
+        self._without_broker = False
         self._hung = False
         self._stuck = False
         self._leaving = False
@@ -180,10 +182,6 @@ class KeeperLink:
     def withdraw(self, names: list[str], reason: str, rest: float | None = None, *, patient: bool = False) -> None:
         """Give up leading `names`; for good, or for `rest` seconds. Safe in a signal handler."""
         self._order(lambda: self._withdraw(names, reason, rest, patient))
-
-    def broker_is(self, *, connected: bool) -> None:
-        """Note whether there is a broker: a leader that is without one for too long steps down from its queues."""
-        self._broker_gone_at = None if connected else boot_time()
 
     def leave(self, reason: str, *, patient: bool = True) -> None:
         """Give up everything; a patient one lets running tasks finish. Safe in a signal handler."""
@@ -285,10 +283,14 @@ class KeeperLink:
                 self._stop(name, held.token, "lease not renewed in time", deadline, lost=True)
 
     def _watch_broker(self, now: float) -> None:
-        gone = self._broker_gone_at
+        gone = self._broker.gone_since(now)
         timeout = self._plan.settings.broker_timeout
+        if gone is None and self._without_broker:
+            self._without_broker = False
+            self._campaign(sorted(self.works))
         if gone is None or self._leaving or now - gone < timeout or not self._campaigning & set(self.works):
             return
+        self._without_broker = True
         logger.warning("no broker for %g s: stepping down from its queues until it is back", timeout)
         self._withdraw(sorted(self.works), f"no broker for {timeout:g} s", None, False)
 

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tests.arena import processes
+from tests.arena import namespaces, processes
 from tests.arena.lifecycle import Server, find_binary, is_hidden
 from tests.arena.processes import ServerError
 from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
+    import socket
     import subprocess
     from collections.abc import Mapping, Sequence
 
 
 class Redis(Server):
-    """A Redis server without persistence."""
+    """A Redis server without persistence.
+
+    Args:
+        listen: The address to listen on.
+        netns: A network namespace to run in. `command` works from outside too.
+    """
 
     purpose: ClassVar[str] = "redis"
+
+    def __init__(self, *, listen: str = "127.0.0.1", netns: str | None = None) -> None:
+        super().__init__(netns=netns)
+        self.listen = listen
 
     @classmethod
     def available(cls) -> str | None:
@@ -29,12 +38,12 @@ class Redis(Server):
 
     def url(self, db: int = 0) -> str:
         """A broker or result backend URL."""
-        return f"redis://127.0.0.1:{self.port}/{db}"
+        return f"redis://{self.listen}:{self.port}/{db}"
 
     def command(self, *words: str) -> str:
         """Send one command and return the raw reply."""
         request = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with namespaces.connect(self.listen, self.port, self.netns) as connection:
             connection.sendall(request.encode())
             return connection.recv(65536).decode()
 
@@ -44,7 +53,8 @@ class Redis(Server):
             raise ServerError(self.available() or "")
         options = {
             "port": str(self.port),
-            "bind": "127.0.0.1",
+            "bind": self.listen,
+            "protected-mode": "no",
             "dir": str(self.directory),
             "save": "",
             "appendonly": "no",
@@ -59,14 +69,20 @@ class Redis(Server):
 
 
 class RabbitMQ(Server):
-    """A RabbitMQ node of its own, with its own epmd; the user `guest` may do anything. A start takes about 5 s."""
+    """A RabbitMQ node of its own, with its own epmd; the user `guest` may do anything. A start takes about 5 s.
+
+    Args:
+        listen: The address to listen on.
+        netns: A network namespace to run in, whose loopback device is up.
+    """
 
     purpose: ClassVar[str] = "rabbitmq"
     start_timeout: ClassVar[float] = 120.0
     stop_timeout: ClassVar[float] = 90.0
 
-    def __init__(self) -> None:
-        super().__init__(user=processes.account("rabbitmq", "nobody"))
+    def __init__(self, *, listen: str = "127.0.0.1", netns: str | None = None) -> None:
+        super().__init__(netns=netns, user=processes.account("rabbitmq", "nobody"))
+        self.listen = listen
         self._epmd_port = processes.free_port()
         self._dist_port = processes.free_port()
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -74,7 +90,8 @@ class RabbitMQ(Server):
         self._scripts.write_text("")
         (self.directory / "enabled_plugins").write_text("[].\n")
         (self.directory / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.tcp.1 = {listen}:{self.port}\n"
+            "loopback_users = none\n"
             "disk_free_limit.absolute = 1MB\n"
             "vm_memory_high_watermark.relative = 0.8\n"
             "log.console = true\nlog.console.level = warning\nlog.file = false\n"
@@ -91,7 +108,7 @@ class RabbitMQ(Server):
 
     def url(self, vhost: str = "") -> str:
         """A broker URL; without a vhost it is the one named "/"."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/{vhost or '/'}"
+        return f"amqp://guest:guest@{self.listen}:{self.port}/{vhost or '/'}"
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node (about 1 s) and return what it wrote."""
@@ -119,9 +136,10 @@ class RabbitMQ(Server):
             [str(program), "-port", str(self._epmd_port), "-address", "127.0.0.1"],
             log=self.directory / "epmd.log",
             user=self.user,
+            netns=self.netns,
             env=self._environment(),
         )
-        wait_until(lambda: _accepts(self._epmd_port), 30, "epmd to start")
+        wait_until(lambda: _accepts(self._epmd_port, self.netns), 30, "epmd to start")
 
     def _environment(self) -> Mapping[str, str]:
         return {
@@ -153,7 +171,7 @@ class RabbitMQ(Server):
         return [str(program)]
 
     def _is_ready(self) -> bool:
-        return _accepts_amqp_login(self.port)
+        return _accepts_amqp_login(self.listen, self.port, self.netns)
 
 
 class FilesystemBroker:
@@ -190,19 +208,18 @@ def _rabbitmq_program(name: str) -> Path | None:
     return find_binary(name)
 
 
-def _accepts(port: int) -> bool:
+def _accepts(port: int, netns: str | None) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        namespaces.connect("127.0.0.1", port, netns, 1.0).close()
     except OSError:
         return False
     return True
 
 
-def _accepts_amqp_login(port: int) -> bool:
+def _accepts_amqp_login(address: str, port: int, netns: str | None) -> bool:
     """Speak AMQP 0-9-1 until the broker has accepted the login (connection.tune) of guest."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.settimeout(5)
+        with namespaces.connect(address, port, netns) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             if _read_method(connection) != (10, 10):  # connection.start
                 return False

@@ -34,7 +34,7 @@ def available() -> str | None:
     """Why there can be no network namespaces here, or None."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need root on Linux"
-    for program in ("ip", "nft"):
+    for program in ("ip", "ss", "nft"):
         if find_binary(program) is None:
             return f"{program} is not installed (iproute2 and nftables)"
     return _trial()
@@ -115,6 +115,14 @@ class Network:
     def unplug(self, name: str) -> None:
         """Take the link down: the host sees its carrier vanish."""
         self._in_switch("ip", "link", "set", self.host(name).bridge_port, "down")
+
+    def kill_connections(self, name: str, peer: str) -> int:
+        """End every TCP connection of a host with another one, on its own side; return how many there were.
+
+        The peer hears of it by a reset, which a cut keeps from it.
+        """
+        command = ["ss", "-K", "-H", "-t", "dst", self.host(peer).address]
+        return len(processes.run(self.run_in(name, command)).splitlines())
 
     def heal(self, name: str | None = None) -> None:
         """End every cut of this host, or of all, and plug the link in again."""

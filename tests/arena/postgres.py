@@ -55,6 +55,7 @@ class Postgres(Server):
         netns: A network namespace to run in. `execute` works from outside too: it uses the Unix socket.
         settings: Further lines for postgresql.conf.
         fresh: Run initdb rather than copy a template, for a system identifier of its own.
+        env: Further environment of the server.
     """
 
     purpose: ClassVar[str] = "postgres"
@@ -70,6 +71,7 @@ class Postgres(Server):
         netns: str | None = None,
         settings: Mapping[str, str | int] | None = None,
         fresh: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.installation = installation or postgres_binaries.preferred()
         super().__init__(netns=netns, user=postgres_binaries.account())
@@ -77,6 +79,7 @@ class Postgres(Server):
         self.data = self.directory / "data"
         self._settings = {**_SETTINGS, **(settings or {})}
         self._fresh = fresh
+        self._env = env
         if self.user:
             self.user.own(self.directory)
 
@@ -220,7 +223,9 @@ class Postgres(Server):
         (self.data / "pg_hba.conf").write_text(_HBA)
 
     def _argv(self) -> Sequence[str]:
-        return [self.installation.program("postgres"), "-D", str(self.data)]
+        # For the server alone, not for the programs that change the user and so on before it is run.
+        env = ["env", *(f"{name}={value}" for name, value in self._env.items())] if self._env else []
+        return [*env, self.installation.program("postgres"), "-D", str(self.data)]
 
     def _is_ready(self) -> bool:
         try:

@@ -9,7 +9,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from tests.arena import processes
+from tests.arena import namespaces, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -34,10 +34,17 @@ class TcpProxy:
     as TCP would by retransmission; `reset` before that, and it is lost.
 
     All methods may be called from any thread and have taken effect when they return.
+
+    Args:
+        target_host: Where the server is.
+        target_port: Its port.
+        netns: The network namespace in which `target_host` is reached, where it is not this process' own: the proxy
+            is then a door into it.
     """
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(self, target_host: str, target_port: int, *, netns: str | None = None) -> None:
         self.target = (target_host, target_port)
+        self._netns = netns
         self.host = "127.0.0.1"
         self.port = processes.free_port()
         self._delay = 0.0
@@ -144,7 +151,8 @@ class TcpProxy:
         try:
             await self._gates["to_server"].wait()
             try:
-                server_reader, server_writer = await asyncio.open_connection(*self.target)
+                connection = await self._loop.run_in_executor(None, namespaces.connect, *self.target, self._netns)
+                server_reader, server_writer = await asyncio.open_connection(sock=connection)
             except OSError:
                 await self._gates["to_client"].wait()
                 _reset(writer)

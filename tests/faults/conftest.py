@@ -14,15 +14,18 @@ from celery_highlander.election.keys import lock_key
 from celery_highlander.election.node import Mark
 from celery_highlander.store import connecting, migrations
 from celery_highlander.store.terms import Identity, Terms
+from tests.arena import network
 from tests.arena.cluster import Cluster
-from tests.arena.servers import Redis
+from tests.arena.requirements import require
+from tests.arena.servers import Postgres, RabbitMQ, Redis
+from tests.faults.hosts import Hosts
 from tests.faults.scenes import QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
 
-    from tests.arena.servers import Database, RabbitMQ
+    from tests.arena.servers import Database
 
 _SHOWN_LINES = 60
 _FAILED = pytest.StashKey[bool]()
@@ -54,6 +57,23 @@ class MakeCluster(Protocol):
         """
 
 
+class MakeHostCluster(Protocol):
+    """The `host_cluster` fixture."""
+
+    def __call__(self, conf: Mapping[str, Any] | None = None) -> Cluster:
+        """Make a cluster without workers; `hosts.start` starts them."""
+
+
+@pytest.fixture(scope="module")
+def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
+    """Hosts with links to cut; to be parametrized (indirectly) with the broker."""
+    require(network.available())
+    require(Postgres.available())
+    require((Redis if request.param == "redis" else RabbitMQ).available())
+    with Hosts(request.param) as made:
+        yield made
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     outcome = yield
@@ -78,7 +98,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, postgres: Database) 
             conf = {"highlander_processes": all_processes, **(conf or {})}
             lead_once(postgres.url("psycopg2"), [*conf.get("highlander_queues", [QUEUE]), *all_processes])
             server: Redis | RabbitMQ = request.getfixturevalue(f"{broker}_server")
-            stack.callback(_empty, server)
+            stack.callback(empty, server)
             made = Cluster(url or postgres.url(driver), {"broker_url": server.url()}, tmp_path, conf, pool)
             stack.enter_context(made)
             stack.callback(_show, request.node, made)
@@ -87,11 +107,12 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, postgres: Database) 
         yield make
 
 
-def _empty(server: Redis | RabbitMQ) -> None:
+def empty(server: Redis | RabbitMQ, url: str | None = None) -> None:
+    """Throw all messages away; `url` is the way to the broker where it is not the direct one."""
     if isinstance(server, Redis):
         server.command("FLUSHALL")
         return
-    with KombuConnection(server.url()) as connection:
+    with KombuConnection(url or server.url()) as connection:
         for queue in (QUEUE, "celery"):
             with contextlib.suppress(*connection.channel_errors):
                 connection.channel().queue_delete(queue)
@@ -109,6 +130,19 @@ def lead_once(url: str, names: list[str]) -> None:
         for name in names:
             terms.release(name, Mark(name, begun[name].token, "first"))
     engine.dispose()
+
+
+@pytest.fixture
+def host_cluster(request: pytest.FixtureRequest, tmp_path: Path, hosts: Hosts) -> Iterator[MakeHostCluster]:
+    """Makes clusters on the hosts."""
+    with contextlib.ExitStack() as stack:
+
+        def make(conf: Mapping[str, Any] | None = None) -> Cluster:
+            made = stack.enter_context(hosts.cluster(tmp_path, conf))
+            stack.callback(_show, request.node, made)
+            return made
+
+        yield make
 
 
 def _show(item: pytest.Item, cluster: Cluster) -> None:

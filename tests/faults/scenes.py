@@ -25,15 +25,21 @@ _numbers = itertools.count(1)
 
 
 def leader_and_standby(
-    cluster: Cluster, *, task_seconds: float = 600.0, leader_conf: Mapping[str, Any] | None = None
+    cluster: Cluster,
+    *,
+    task_seconds: float = 600.0,
+    leader_conf: Mapping[str, Any] | None = None,
+    leader_env: Mapping[str, str] | None = None,
+    standby_env: Mapping[str, str] | None = None,
 ) -> tuple[Worker, Worker]:
     """Start two workers; the first leads the queue and the process, and runs a task of the queue for that long.
 
     It has priority, so that the two singletons are not spread over both.
     """
-    leader = cluster.start(*QUIET, "-X", QUEUE, "--highlander-priority", "1", conf=leader_conf, concurrency=2)
+    options = (*QUIET, "-X", QUEUE)
+    leader = cluster.start(*options, "--highlander-priority", "1", conf=leader_conf, env=leader_env, concurrency=2)
     cluster.leader(PROCESS, timeout=PATIENCE)
-    standby = cluster.start(*QUIET, "-X", QUEUE, concurrency=2)
+    standby = cluster.start(*options, env=standby_env, concurrency=2)
     cluster.leader(QUEUE, timeout=PATIENCE)
     ready(standby)
     wait_until(lambda: "processes can run here" in standby.log, PATIENCE, "the standby to be able to run processes")

@@ -283,6 +283,13 @@ def test_what_nobody_leads_is_taken_beyond_the_share() -> None:
     assert patience < tried[0] < 2 * patience
 
 
+def test_all_that_a_silent_node_led_is_taken_at_once_although_it_still_counts_as_a_member() -> None:
+    bench = Bench("a", "b").connect().live_until(until=START + TIMING.lease, members=PAIR)
+    bench.live_until(n.Poll, members=PAIR).poll_answered("a", "b", members=PAIR)
+    assert not bench.asked(n.Unlock)
+    assert bench.one(n.Begin).names == ("a", "b")
+
+
 def test_a_surplus_is_given_away_when_another_node_has_been_there_for_a_while() -> None:
     bench = Bench("a", "b").lead()
     bench.live_until(n.Stop, members=PAIR)
