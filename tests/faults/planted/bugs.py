@@ -149,4 +149,28 @@ BUGS = (
         ),
         "test_processes.py::test_a_process_that_keeps_failing_on_one_node_is_handed_on_to_another",
     ),
+    Bug(
+        "a term that still waited leaves its stopped mark",
+        (
+            Change(
+                "election/protocol.py",
+                "Release(term.token if term.cleared else None, event.reason)",
+                "Release(term.token, event.reason)",
+            ),
+        ),
+        "test_chain_of_waiting_leaders.py::"
+        "test_the_last_of_a_chain_waits_until_the_first_ones_lease_is_over[frozen-SIGTERM]",
+    ),
+    Bug(
+        "a term owes its successor nothing but its own lease",
+        (Change("store/terms.py", "else greatest(:lease, coalesce(k.owed, 0)) end", "else :lease end"),),
+        "test_chain_of_waiting_leaders.py::"
+        "test_the_last_of_a_chain_waits_until_the_first_ones_lease_is_over[frozen-killed with its keeper]",
+    ),
+    Bug(
+        "the heartbeat of a term that still waits forgets its debt",
+        (Change("store/terms.py", "case when held.acting then :lease else s.owed end", ":lease"),),
+        "test_chain_of_waiting_leaders.py::"
+        "test_the_last_of_a_chain_waits_until_the_first_ones_lease_is_over[frozen-terminated]",
+    ),
 )
