@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats."""
 
+STEADY_SESSION = 5.0
+"""Seconds for which a session has to live to count as a success: one that opens and breaks at once (on a full disk the
+term cannot be recorded, for instance) makes the next pause longer, as one does that does not open at all."""
+
 MEMBERS_INTERVAL = 5.0
 """Seconds between two looks at who else takes part; a notification makes it look at once."""
 
@@ -259,6 +263,7 @@ class Node:
         self._random = random
         self._connecting = False
         self._connect_at = -inf
+        self._connected_at = inf
         self._failures = 0
         self._unmarked: list[Mark] = list(unmarked)
         self._under_way: dict[type | tuple[type, str], float] = {}  # statement -> when it was handed out
@@ -288,6 +293,10 @@ class Node:
     def leaving(self) -> bool:
         """This node wants to lead nothing any more."""
         return all(c.resting_until == inf for c in self.contests.values())
+
+    def is_steady(self, now: float) -> bool:
+        """Whether the session has lived long enough to count as a success."""
+        return self.connected and now - self._connected_at >= STEADY_SESSION
 
     def next_deadline(self, now: float) -> float:
         """When the next `Tick` is due."""
@@ -401,13 +410,15 @@ class Node:
     def _connect(self, now: float) -> None:
         self._connecting = False
         self.connected = True
-        self._failures = 0
+        self._connected_at = now
         self._under_way.clear()
         self._heartbeat_at = now
         self._poll_at = self._members_at = now
         self._unled_since.clear()
 
     def _disconnect(self, reason: str, now: float, effects: list[NodeEffect]) -> None:
+        if self.is_steady(now):
+            self._failures = 0
         self._connecting = self.connected = False
         self._under_way.clear()
         self.members = ()

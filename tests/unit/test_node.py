@@ -165,6 +165,23 @@ def test_a_session_that_is_gone_is_opened_again_after_a_growing_pause() -> None:
         bench.feed(n.ConnectFailed("refused"))
 
 
+def test_a_session_that_breaks_soon_after_it_opened_makes_the_next_pause_longer() -> None:
+    bench = Bench().connect().feed(n.Disconnected("disk full"))
+    for delay in (*n.RECONNECT_DELAYS, n.RECONNECT_DELAYS[-1]):
+        lost_at = bench.now
+        while not bench.asked(n.OpenSession):
+            bench.tick()
+        assert bench.now == pytest.approx(lost_at + delay)
+        bench.feed(n.Connected()).feed(n.Disconnected("disk full"), 0.1)
+    while not bench.asked(n.OpenSession):
+        bench.tick()
+    bench.feed(n.Connected()).live_until(until=bench.now + n.STEADY_SESSION).feed(n.Disconnected("reset"))
+    lost_at = bench.now
+    while not bench.asked(n.OpenSession):
+        bench.tick()
+    assert bench.now == pytest.approx(lost_at + n.RECONNECT_DELAYS[0])
+
+
 def test_the_mark_of_a_lost_term_is_left_by_the_next_session() -> None:
     bench = Bench().lead().feed(n.Disconnected("reset")).tell(p.WorkStopped())
     assert not bench.node.idle
