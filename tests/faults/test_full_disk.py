@@ -53,7 +53,7 @@ def disk() -> Iterator[Path]:
 @pytest.fixture
 def own_server(disk: Path) -> Iterator[Postgres]:  # the disk is unmounted after the server has ended
     require(Postgres.available())
-    with Postgres(settings=troubles.SETTINGS) as server:
+    with Postgres(settings={**troubles.SETTINGS, "autovacuum": "off"}) as server:
         yield server
 
 
@@ -66,23 +66,22 @@ def postgres(own_server: Postgres) -> Database:
 
 def fill(database: Database, disk: Path) -> None:
     """Take every page of the disk, and every row that would still fit into a page of the terms."""
+    database.execute("vacuum full highlander_term")  # no dead rows whose space could be used again
     database.execute("create table ballast (filler text) tablespace small")
-    for size in (PAGE, 100):
+    database.execute("alter table ballast alter filler set storage external")  # as long as it says
+    for rows in (1000, 1):
         with contextlib.suppress(psycopg2.errors.DiskFull):
             while True:
-                row = "select repeat('x', %s - 200 * random()::int)"  # not so alike that it is compressed away
-                database.execute(f"insert into ballast {row} from generate_series(1, 1000)", size // 2)
+                filler = "select repeat('x', 1900) from generate_series(1, %s)"
+                database.execute(f"insert into ballast {filler}", rows)
     with contextlib.suppress(psycopg2.errors.DiskFull):
-        for token in range(100_000):
-            database.execute(
-                "insert into highlander_term (key, token, node, worker, pid, lease) values (1, %s, '', '', 0, 0)", token
-            )
+        for token in range(1000):
+            row = "values (1, %s, '', '', 0, 0)"
+            database.execute(f"insert into highlander_term (key, token, node, worker, pid, lease) {row}", token)
     assert shutil.disk_usage(disk).free < PAGE
 
 
-def test_nobody_acts_while_no_term_can_be_recorded(
-    cluster: MakeCluster, postgres: Database, disk: Path
-) -> None:
+def test_nobody_acts_while_no_term_can_be_recorded(cluster: MakeCluster, postgres: Database, disk: Path) -> None:
     shop = cluster("redis", conf={"highlander_url": troubles.url(postgres)})
     troubles.grant_role(postgres)
     postgres.execute(f"create tablespace small location '{disk}'")
