@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from celery_highlander.election.lease import Timing
 
 RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats."""
+"""Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats. On top
+of that comes `SPREAD`."""
+
+SPREAD = 0.01
+"""Seconds for each node of the cluster over which all of them spread a try to connect again: together they make about a
+hundred connections a second, however many they are. Who leads does not wait for that: the others wait for its mark."""
 
 STEADY_SESSION = 5.0
 """Seconds for which a session has to live to count as a success: one that opens and breaks at once (on a full disk the
@@ -265,6 +270,7 @@ class Node:
         self._connect_at = -inf
         self._connected_at = inf
         self._failures = 0
+        self._crowd = 0  # nodes that lose their sessions together with ours, as far as we know
         self._unmarked: list[Mark] = list(unmarked)
         self._under_way: dict[type | tuple[type, str], float] = {}  # statement -> when it was handed out
         self._renewing: Mapping[str, int] = {}  # the terms of the heartbeat that is under way
@@ -421,11 +427,14 @@ class Node:
             self._failures = 0
         self._connecting = self.connected = False
         self._under_way.clear()
+        if self.members:
+            self._crowd = len(self.members)
         self.members = ()
         self._steady_since = inf
         delay = RECONNECT_DELAYS[min(self._failures, len(RECONNECT_DELAYS) - 1)]
         self._failures += 1
-        self._connect_at = now + delay * (1 + self._random() / 2)
+        crowd = self._crowd if self.idle else 0
+        self._connect_at = now + delay * (1 + self._random() / 2) + crowd * SPREAD * self._random()
         for name in self.contests:
             self._step(name, p.SessionLost(reason), now, effects)
 

@@ -69,8 +69,8 @@ def member_of(name: str, namespace: str) -> Member | None:
 class Terms:
     """The statements, for one schema, one namespace and one node.
 
-    Each method sends one statement (some a second one beside it) and may raise whatever the driver raises; after any error the
-    session has to be closed, since nobody knows what the server did.
+    Each method sends one statement, some a second one beside it, and may raise whatever the driver raises; after any
+    error the session has to be closed, since nobody knows what the server did.
     """
 
     def __init__(

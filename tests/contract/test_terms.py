@@ -292,17 +292,15 @@ def test_the_newest_terms_stay_on_record_and_older_ones_are_deleted_when_the_pre
         assert len(terms_of(database, "other")) == 1
 
 
-def test_a_present_term_and_the_one_that_it_awaits_are_never_deleted(
-    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_present_term_and_the_one_that_it_awaits_are_never_deleted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terms, "KEPT_TERMS", 2)
     with Node(url) as node:
         node.terms.rehearse(node.who)
+        awaited = 0
         for _ in range(4):
-            token = node.lead().token
-            node.heartbeat({"ledger": token}, {"ledger"})
+            awaited = node.lead().token
+            node.heartbeat({"ledger": awaited}, {"ledger"})
             node.terms.release("ledger", None)  # an unclean end
-        awaited = token
         assert node.lead().predecessor is not None
         node.terms.leave_marks((Mark("ledger", awaited, "late"),))
         assert node.terms.stopped({"ledger": awaited}) == {"ledger": awaited}

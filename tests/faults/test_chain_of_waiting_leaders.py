@@ -42,7 +42,7 @@ WAITERS = """
 
 
 def waiter(cluster: Cluster, after: int) -> tuple[Worker, int]:
-    """Wait until somebody holds the lock under a token above `after`, and waits for its predecessor; it and its token."""
+    """Wait until somebody waits for its predecessor, under a token above `after`; return it, and its token."""
 
     def found() -> tuple[Worker, int] | None:
         tokens = {pid: token for pid, token in cluster.query(WAITERS, PROCESS) if token > after}

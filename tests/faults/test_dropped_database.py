@@ -50,8 +50,10 @@ def test_workers_make_the_tables_again_and_go_on_with_higher_tokens(cluster: Mak
 def test_nobody_acts_beside_the_old_leader_when_the_database_is_there_again_at_once(
     cluster: MakeCluster, postgres: Database
 ) -> None:
-    slow_to_stop = {PROCESS: "tests.arena.shop:slow_to_stop"}
-    shop = cluster("redis", conf={"highlander_url": troubles.url(postgres)}, processes=slow_to_stop)
+    # The old one's work lives on for the whole drain, long after the tables are there again.
+    lasting = {"highlander_lease_duration": 8.0, "highlander_drain_timeout": 5.0}
+    conf = {"highlander_url": troubles.url(postgres), **lasting}
+    shop = cluster("redis", conf=conf, processes={PROCESS: "tests.arena.shop:stubborn"})
     troubles.grant_role(postgres)
     workers = scenes.leader_and_standby(shop)
     queue, process = shop.latest(QUEUE)[1], shop.latest(PROCESS)[1]

@@ -51,7 +51,7 @@ def disk() -> Iterator[Path]:
 
 
 @pytest.fixture
-def own_server(disk: Path) -> Iterator[Postgres]:  # the disk is unmounted after the server has ended
+def own_server(disk: Path) -> Iterator[Postgres]:  # noqa: ARG001  # unmounted only after the server has ended
     require(Postgres.available())
     with Postgres(settings={**troubles.SETTINGS, "autovacuum": "off"}) as server:
         yield server

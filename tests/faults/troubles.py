@@ -1,4 +1,4 @@
-"""What must hold for a leader and its standby while their database is in trouble, and after it; makes no trouble itself."""
+"""What must hold for a leader and its standby while their database is in trouble, and after it; makes none itself."""
 
 from __future__ import annotations
 
