@@ -175,7 +175,7 @@ BUGS = (
     ),
     Bug(
         "a session that breaks at once counts as a success",
-        (Change("election/node.py", "        if self.is_steady(now):\n", "        if self.connected:\n"),),
+        (Change("election/reconnects.py", "        if self.is_steady(now):\n", "        if self._opened_at < inf:\n"),),
         "test_full_disk.py::test_nobody_acts_while_no_term_can_be_recorded",
     ),
     Bug(
