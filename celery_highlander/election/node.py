@@ -11,230 +11,81 @@ believed any more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
 from celery_highlander.election import protocol as p
-from celery_highlander.election.placement import Member, fair_share
+from celery_highlander.election.placement import STEADY_AFTER, Placement
+from celery_highlander.election.reconnects import RECONNECT_DELAYS, SPREAD, STEADY_SESSION, Reconnects
+from celery_highlander.election.statements import (
+    Begin,
+    CloseSession,
+    Connected,
+    ConnectFailed,
+    Disconnected,
+    Heartbeat,
+    HeartbeatAnswered,
+    Kill,
+    LeaveMarks,
+    LockReleased,
+    Mark,
+    MarksLeft,
+    NodeEffect,
+    NodeEvent,
+    Notified,
+    OpenSession,
+    Poll,
+    Polled,
+    PollRow,
+    ReleaseLock,
+    Start,
+    Stop,
+    TermsBegun,
+    To,
+    Unlock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from celery_highlander.election.lease import Timing
 
-RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats."""
+__all__ = [
+    "MEMBERS_INTERVAL",
+    "RECONNECT_DELAYS",
+    "SPREAD",
+    "STEADY_AFTER",
+    "STEADY_SESSION",
+    "Begin",
+    "CloseSession",
+    "ConnectFailed",
+    "Connected",
+    "Disconnected",
+    "Heartbeat",
+    "HeartbeatAnswered",
+    "Kill",
+    "LeaveMarks",
+    "LockReleased",
+    "Mark",
+    "MarksLeft",
+    "Node",
+    "NodeEffect",
+    "NodeEvent",
+    "Notified",
+    "OpenSession",
+    "Poll",
+    "PollRow",
+    "Polled",
+    "ReleaseLock",
+    "Start",
+    "Stop",
+    "TermsBegun",
+    "To",
+    "Unlock",
+]  # what it is told and asks for too: whoever drives a node finds all of it here
 
 MEMBERS_INTERVAL = 5.0
 """Seconds between two looks at who else takes part; a notification makes it look at once."""
-
-STEADY_AFTER = 10.0
-"""Seconds for which the members have to stay the same before a node gives singletons away to spread them."""
-
-
-# -- events, beside those of the contests ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The session that `OpenSession` asked for is open, checked and set up."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectFailed:
-    """It could not be opened."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The session broke."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PollRow:
-    """What a poll said of one singleton; `token` is None where it never had a term."""
-
-    name: str
-    granted: bool
-    token: int | None
-    heartbeats: int
-
-
-@dataclass(frozen=True, slots=True)
-class Polled:
-    """The answer to `Poll`. `stopped` has the tokens, by name, of the awaited predecessors that left their mark."""
-
-    rows: tuple[PollRow, ...]
-    stopped: Mapping[str, int]
-    members: tuple[Member, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TermsBegun:
-    """The answer to `Begin`: name to outcome."""
-
-    outcomes: Mapping[str, p.Begun | p.BeginFailed]
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatAnswered:
-    """The answer to `Heartbeat` if, and only if, every row was renewed on the right backend of a primary."""
-
-    sent_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class LockReleased:
-    """The answer to `ReleaseLock`."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class MarksLeft:
-    """The answer to `LeaveMarks`."""
-
-    marks: tuple[Mark, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Notified:
-    """Somebody released something, or left a mark."""
-
-
-@dataclass(frozen=True, slots=True)
-class To:
-    """An event for the contest of one singleton, from the worker's side."""
-
-    name: str
-    event: p.Campaign | p.Withdraw | p.WorkStopped
-
-
-NodeEvent = (
-    Connected
-    | ConnectFailed
-    | Disconnected
-    | Polled
-    | TermsBegun
-    | HeartbeatAnswered
-    | LockReleased
-    | MarksLeft
-    | Notified
-    | To
-    | p.Tick
-)
-
-
-# -- effects -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A stopped mark: the work of term `token` of `name` is dead, and why the term ended."""
-
-    name: str
-    token: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class OpenSession:
-    """Open session `number`; answer with `Connected` or `ConnectFailed`."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class CloseSession:
-    """Close the session, at once and whatever it is doing; no answer."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Poll:
-    """Look at `names`, try for the locks of those in `trying`, look for the marks of `awaited` (name to token)."""
-
-    names: tuple[str, ...]
-    trying: frozenset[str]
-    awaited: Mapping[str, int]
-    members: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Unlock:
-    """Give back locks that were granted beyond this node's share; no answer."""
-
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Record a term for each of `names`."""
-
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """Renew the rows of `terms` (name to token); those in `acting` owe their successor only their own lease."""
-
-    terms: Mapping[str, int]
-    acting: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseLock:
-    """Leave `mark` (None: none), then unlock, then notify."""
-
-    name: str
-    mark: Mark | None
-    leaving: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LeaveMarks:
-    """Leave the marks of terms that ended while there was no session, then notify."""
-
-    marks: tuple[Mark, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The work of `name` may act."""
-
-    name: str
-    token: int
-    lease_deadline: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """The work of `name` has to stop; it is killed at `kill_deadline` (None: never while the session lives)."""
-
-    name: str
-    token: int
-    reason: str
-    kill_deadline: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Kill the work of `name`."""
-
-    name: str
-    token: int
-    reason: str
-
-
-NodeEffect = (
-    OpenSession | CloseSession | Poll | Unlock | Begin | Heartbeat | ReleaseLock | LeaveMarks | Start | Stop | Kill
-)
 
 
 class Node:
@@ -250,26 +101,21 @@ class Node:
         unmarked: Iterable[Mark] = (),
     ) -> None:
         self.timing = timing
-        self.node = node
-        self.priority = priority
         self.contests: dict[str, p.Contest] = {name: p.Contest() for name in names}
         self.session = 0  # the number of the current, or last, session
         self.connected = False
-        self.members: tuple[Member, ...] = ()
         self._random = random
         self._connecting = False
-        self._connect_at = -inf
-        self._failures = 0
+        self._reconnects = Reconnects(random)
         self._unmarked: list[Mark] = list(unmarked)
         self._under_way: dict[type | tuple[type, str], float] = {}  # statement -> when it was handed out
         self._renewing: Mapping[str, int] = {}  # the terms of the heartbeat that is under way
         self._heartbeat_at = -inf
         self._poll_at = -inf
         self._members_at = -inf
-        self._steady_since = inf
         self._started_work = False  # since the last heartbeat was handed out
-        self._unled_since: dict[str, float] = {}
-        self._taken_in: set[str] = set()  # beyond our share, since nobody else did: they stay until the members change
+        patience = timing.heartbeat_interval + timing.heartbeat_timeout
+        self._placement = Placement(len(self.contests), node, priority, patience)
 
     # -- what the outside may ask --------------------------------------------------------------------------------------
 
@@ -289,13 +135,17 @@ class Node:
         """This node wants to lead nothing any more."""
         return all(c.resting_until == inf for c in self.contests.values())
 
+    def is_steady(self, now: float) -> bool:
+        """Whether the session has lived long enough to count as a success."""
+        return self.connected and self._reconnects.is_steady(now)
+
     def next_deadline(self, now: float) -> float:
         """When the next `Tick` is due."""
         due = inf
         for contest in self.contests.values():
             due = min(due, contest.next_deadline(now, self.timing))
         if not self.connected:
-            return due if self._connecting else min(due, self._connect_at)
+            return due if self._connecting else min(due, self._reconnects.due_at)
         if self._under_way:
             due = min(due, min(self._under_way.values()) + self.timing.heartbeat_timeout)
         if Heartbeat not in self._under_way:
@@ -401,26 +251,24 @@ class Node:
     def _connect(self, now: float) -> None:
         self._connecting = False
         self.connected = True
-        self._failures = 0
+        self._reconnects.opened(now)
         self._under_way.clear()
         self._heartbeat_at = now
         self._poll_at = self._members_at = now
-        self._unled_since.clear()
+        self._placement.connected()
 
     def _disconnect(self, reason: str, now: float, effects: list[NodeEffect]) -> None:
+        # Others wait for the mark of who has led.
+        self._reconnects.lost(now, len(self._placement.members), hurry=not self.idle)
         self._connecting = self.connected = False
         self._under_way.clear()
-        self.members = ()
-        self._steady_since = inf
-        delay = RECONNECT_DELAYS[min(self._failures, len(RECONNECT_DELAYS) - 1)]
-        self._failures += 1
-        self._connect_at = now + delay * (1 + self._random() / 2)
+        self._placement.disconnected()
         for name in self.contests:
             self._step(name, p.SessionLost(reason), now, effects)
 
     def _schedule(self, now: float, effects: list[NodeEffect]) -> None:
         if not self.connected:
-            if not self._connecting and now >= self._connect_at:
+            if not self._connecting and now >= self._reconnects.due_at:
                 self._connecting = True
                 self.session += 1
                 effects.append(OpenSession(self.session))
@@ -468,39 +316,29 @@ class Node:
 
     # -- placement -----------------------------------------------------------------------------------------------------
 
-    def _room(self) -> int:
-        """How many more singletons this node may take by its share; what it rests from counts for nobody."""
-        share = fair_share(len(self.contests), self.node, self.priority, self.members)
-        held = sum(1 for c in self.contests.values() if c.phase is not p.Phase.STANDBY)
-        return share - held
+    @property
+    def _held(self) -> int:
+        return sum(1 for contest in self.contests.values() if contest.phase is not p.Phase.STANDBY)
 
     def _overdue(self, name: str, now: float) -> bool:
-        """Whether nobody has led this singleton for so long that any node should take it."""
-        contest = self.contests[name]
-        since = self._unled_since.get(name, now)
-        if contest.sighting is not None:
-            since = max(since, contest.sighting.first_seen_at)
-        return now - since > self.timing.heartbeat_interval + self.timing.heartbeat_timeout
+        sighting = self.contests[name].sighting
+        return self._placement.is_overdue(name, sighting.first_seen_at if sighting else None, now)
 
     def _trying(self, names: tuple[str, ...], now: float) -> frozenset[str]:
-        if self._room() > 0:
+        if self._placement.room(self._held) > 0:
             return frozenset(names)
         return frozenset(name for name in names if self._overdue(name, now))
 
     def _take_poll(self, event: Polled, now: float, effects: list[NodeEffect]) -> None:
         self._under_way.pop(Poll, None)
-        if event.members is not None:
-            if event.members != self.members:
-                self._steady_since = now
-                self._taken_in.clear()
-                self._poll_at = now  # this node's share is another one: what there was no room for is tried for at once
-            self.members = event.members
-        room = self._room()
+        if event.members is not None and self._placement.see(event.members, now):
+            self._poll_at = now  # this node's share is another one: what there was no room for is tried for at once
+        room = self._placement.room(self._held)
         granted, beyond = [], []
         for row in event.rows:
             if self.contests[row.name].phase is not p.Phase.STANDBY:
                 continue
-            self._unled_since.setdefault(row.name, now)
+            self._placement.unled(row.name, now)
             if row.token is not None:
                 self._step(row.name, p.Sighted(row.token, row.heartbeats), now, effects)
             if not row.granted:
@@ -508,9 +346,7 @@ class Node:
             overdue = self._overdue(row.name, now)
             if room > 0 or overdue:
                 room -= 1
-                if room < 0:
-                    self._taken_in.add(row.name)
-                self._unled_since.pop(row.name, None)
+                self._placement.taken(row.name, beyond_share=room < 0)
                 self._step(row.name, p.Granted(), now, effects)
                 if self.contests[row.name].phase is p.Phase.BEGINNING:
                     granted.append(row.name)
@@ -528,10 +364,8 @@ class Node:
             self._spread(now, effects)
 
     def _spread(self, now: float, effects: list[NodeEffect]) -> None:
-        """Step down from what exceeds this node's share, once the membership has been steady for a while."""
-        if now - self._steady_since < STEADY_AFTER:
-            return
-        movable = [n for n, c in self.contests.items() if c.phase is p.Phase.LEADING and n not in self._taken_in]
+        """Step down from what exceeds this node's share."""
+        leading = [name for name, contest in self.contests.items() if contest.phase is p.Phase.LEADING]
         rest = self.timing.heartbeat_interval + self.timing.heartbeat_timeout
-        for name in movable[: max(0, -self._room())]:
+        for name in self._placement.surplus(leading, self._held, now):
             self._step(name, p.Withdraw("spread over the nodes", rest=rest), now, effects)

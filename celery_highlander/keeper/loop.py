@@ -27,6 +27,7 @@ from celery_highlander.errors import ERRORS_BY_CODE, DatabaseUnavailableError, H
 from celery_highlander.keeper import process_table
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
+from celery_highlander.keeper.complaints import Complaints
 from celery_highlander.keeper.marks import Searcher
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
@@ -107,6 +108,7 @@ class Keeper:
         self._target_error: HighlanderError | None = None
         self._session: LockSession | None = None
         self._session_since = now
+        self._complaints = Complaints()
         self._reports: deque[Report] = deque()
         self._events: deque[n.NodeEvent] = deque()
         self._wake_in, self._wake_out = socket.socketpair()
@@ -192,7 +194,13 @@ class Keeper:
         connecting = self._session is not None and not self._node.connected
         if connecting and now - self._session_since > CONNECT_LIMIT:
             self._close_session()
-            self._feed(n.ConnectFailed(f"no connection within {CONNECT_LIMIT:g} s"), now)
+            reason = f"no connection within {CONNECT_LIMIT:g} s"
+            self._complain("no lock session: %s", reason, "no_session")
+            self._feed(n.ConnectFailed(reason), now)
+        if self._complaints and self._node.is_steady(now):
+            untold = self._complaints.forget()
+            if untold:
+                logger.info("lock session steady again, after %d more troubles", untold, extra={"action": "steady"})
         for victim in [victim for victim in self._dying if victim.fileno() < 0 and victim.dead]:
             self._buried(victim)
         reap_adopted(self._launcher)
@@ -218,7 +226,7 @@ class Keeper:
                 self._session_since = now
                 self._session.start()
             case n.CloseSession(reason):
-                logger.warning("lock session given up: %s", reason, extra={"action": "close_session"})
+                self._complain("lock session given up: %s", reason, "close_session")
                 self._close_session()
             case n.Start(name, token, deadline):
                 self._start(name, token, deadline, now)
@@ -249,13 +257,21 @@ class Keeper:
             if isinstance(report.event, n.ConnectFailed | n.Disconnected):
                 self._session = None
             if report.server is not None:
-                self._tell("opened", backend_pid=report.server.backend_pid, version=report.server.version)
+                server = report.server
+                again = bool(self._complaints) and not self._complaints.is_new("opened")
+                self._tell("opened", backend_pid=server.backend_pid, version=server.version, again=again)
             elif isinstance(report.event, n.Disconnected):
-                logger.warning("lock session lost: %s", report.event.reason, extra={"action": "session_lost"})
+                self._complain("lock session lost: %s", report.event.reason, "session_lost")
                 self._tell("closed", reason=report.event.reason)
             elif report.error is not None:
-                self._tell("refused", code=report.error.code, message=report.error.message, hint=report.error.hint)
+                error = report.error
+                again = not self._complaints.is_new(error.message)
+                self._tell("refused", code=error.code, message=error.message, hint=error.hint, again=again)
             self._feed(report.event, boot_time())
+
+    def _complain(self, message: str, reason: str, action: str) -> None:
+        level = logging.WARNING if self._complaints.is_new(reason) else logging.DEBUG
+        logger.log(level, message, reason, extra={"action": action})
 
     def _close_session(self) -> None:
         if self._session is not None:

@@ -203,6 +203,7 @@ def _unavailable(where: str, message: str) -> DatabaseUnavailableError:
         "no password supplied": "Give the password in highlander_url, in ~/.pgpass or through highlander_engine.",
         "does not exist": "Check the names of role and database in highlander_url.",
         "no pg_hba.conf entry": "Allow this host, role and database in the server's pg_hba.conf.",
+        "permission denied for database": "Grant this role the right to connect to the database.",
         "too many clients": "Raise max_connections: highlander takes one connection for each node.",
         "remaining connection slots": "Raise max_connections: highlander takes one connection for each node.",
         "could not translate host name": "Check the host in highlander_url.",

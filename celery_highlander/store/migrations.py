@@ -69,7 +69,7 @@ def grants(schema: str, role: str) -> str:
     usage = f'grant usage on schema "{schema}" to {role}; ' if schema else ""
     return (
         f"{usage}grant select, insert, update on {names}singleton, {names}term to {role}; "
-        f"grant select on {names}migration to {role};"
+        f"grant delete on {names}term to {role}; grant select on {names}migration to {role};"
     )
 
 

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
     from celery_highlander.store.connecting import Server
 
+KEPT_TERMS = 100
+"""How many terms of a singleton stay on record, the present one included.
+
+Older ones may go, and no harm is done whichever goes when. A token follows from the row in `singleton`, and so does
+what a term owes its successor; neither is ever deleted. Of the rows in `term` an election needs two, for their stopped
+marks: that of the present term, which the next one reads, and that of its predecessor, which the present one awaits
+while it waits. Both are among the newest. And should a row be gone all the same, then there is no mark, and a
+successor waits for the whole lease.
+"""
+
 _EPOCH_2020 = 1577836800
 _LOCK_NOT_AVAILABLE = "55P03"
 _BUSY_REST = 0.2
@@ -59,8 +69,8 @@ def member_of(name: str, namespace: str) -> Member | None:
 class Terms:
     """The statements, for one schema, one namespace and one node.
 
-    Each method sends one statement (`release` two) and may raise whatever the driver raises; after any error the
-    session has to be closed, since nobody knows what the server did.
+    Each method sends one statement, some a second one beside it, and may raise whatever the driver raises; after any
+    error the session has to be closed, since nobody knows what the server did.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class Terms:
         self._lease = lease
         self._statements = {name: text(sql.format(prefix=prefix(schema))) for name, sql in _SQL.items()}
         self._recorded: set[tuple[int, int]] = set()
+        self._may_forget = False
 
     def _run(self, statement: str, **values: object) -> Any:  # a CursorResult of any row
         sql: TextClause = self._statements[statement]
@@ -105,6 +116,9 @@ class Terms:
         self._run("elected", keys=[], tokens=[])
         self._run("stopped", keys=[], tokens=[])
         self._run("unlock", keys=[])
+        # Roles from before terms were deleted lack that right; for them the history just grows.
+        self._may_forget = bool(self._run("may_forget").scalar())
+        self._forget([])
 
     def poll(self, names: tuple[str, ...], trying: frozenset[str]) -> tuple[PollRow, ...]:
         """Look at the rows of `names`, and try for the locks of `trying`."""
@@ -200,7 +214,13 @@ class Terms:
         new = acting - self._recorded
         if new:
             self._run("elected", keys=[key for key, _ in new], tokens=[token for _, token in new])
+            self._forget([key for key, _ in new])
         self._recorded = acting
+
+    def _forget(self, keys: list[int]) -> None:
+        """Delete the terms beyond `KEPT_TERMS`: once in each term, and when its work acts already."""
+        if self._may_forget:
+            self._run("forget", keys=keys, kept=KEPT_TERMS)
 
     def unlock(self, names: Iterable[str]) -> None:
         """Give locks back under which nothing was begun."""
@@ -294,6 +314,19 @@ select count(*), pg_backend_pid(), pg_is_in_recovery() from renewed""",
 update {prefix}term t set elected_at = clock_timestamp()
 from unnest(cast(:keys as bigint[]), cast(:tokens as bigint[])) as acting (key, token)
 where t.key = acting.key and t.token = acting.token and t.elected_at is null""",
+    "may_forget": "select has_table_privilege('{prefix}term', 'delete')",
+    # A row that somebody has locked is left for the next time: nothing here may wait.
+    "forget": """
+with oldest as (
+    select wanted.key, (
+        select t.token from {prefix}term t where t.key = wanted.key order by t.token desc offset :kept - 1 limit 1
+    ) as token
+    from unnest(cast(:keys as bigint[])) as wanted (key)
+), old as (
+    select t.key, t.token from {prefix}term t join oldest on t.key = oldest.key and t.token < oldest.token
+    for update of t skip locked
+)
+delete from {prefix}term t using old where t.key = old.key and t.token = old.token""",
     "unlock": "select pg_advisory_unlock(held.key) from unnest(cast(:keys as bigint[])) as held (key)",
     "release": "select pg_advisory_unlock(:key), pg_notify(:channel, :name)",
     "mark": """

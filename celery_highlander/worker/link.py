@@ -422,7 +422,8 @@ class KeeperLink:
             case "opened":
                 self._show(connected=True, reason="")
                 self._first_word.set()
-                logger.info("highlander: lock session open, backend %s", message["backend_pid"])
+                level = logging.DEBUG if message.get("again") else logging.INFO  # once in a trouble
+                logger.log(level, "highlander: lock session open, backend %s", message["backend_pid"])
             case "closed":
                 self._show(connected=False, reason=message["reason"])
             case "refused":
@@ -458,7 +459,7 @@ class KeeperLink:
         error = ERRORS_BY_CODE.get(message["code"], LockSessionError)(message["message"], message["hint"])
         if error.code != "database_unavailable" and not self._first_word.is_set:
             self._refusal = error  # `start` raises it
-        elif self.snapshot.reason != message["message"]:  # once, not at every try
+        elif not message.get("again"):  # once, not at every try
             logger.error("highlander: %s", error)
         self._show(connected=False, reason=message["message"])
         self._first_word.set()

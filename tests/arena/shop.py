@@ -42,11 +42,11 @@ def _node() -> int:
     return _main_pid or os.getppid()
 
 
-def beat_until_told(leadership: Leadership, name: str) -> None:
+def beat_until_told(leadership: Leadership, name: str, pause: float = 0.002) -> None:
     """The well-behaved singleton process: writes a line every 2 ms, and stops when told."""
     journal = Journal.open(JOURNALS, name)
     journal.write(name, os.getpid(), leadership.token, "start")
-    while not leadership.wait(0.002):
+    while not leadership.wait(pause):
         journal.write(name, os.getpid(), leadership.token, "beat")
     journal.write(name, os.getpid(), leadership.token, "stop")
 
@@ -54,6 +54,11 @@ def beat_until_told(leadership: Leadership, name: str) -> None:
 def ticker(leadership: Leadership) -> None:
     """Stops at once."""
     beat_until_told(leadership, leadership.name)
+
+
+def stroller(leadership: Leadership) -> None:
+    """Stops at once too, and writes less: for tests that take long."""
+    beat_until_told(leadership, leadership.name, 0.02)
 
 
 def slow_to_stop(leadership: Leadership) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.election.node import Mark
 from celery_highlander.errors import KeyCollisionError, LockSessionError
+from celery_highlander.store import migrations, terms
 from celery_highlander.store.terms import member_of
 from tests.arena.waiting import wait_until
 from tests.contract.nodes import LIMIT, Node
@@ -265,6 +266,87 @@ def test_acting_is_recorded_once_with_the_first_acting_heartbeat(url: str, datab
         assert first != [(None,)]
         node.heartbeat({"ledger": token}, {"ledger"})
         assert database.execute(elected_at) == first
+
+
+def terms_of(database: Database, name: str) -> list[int]:
+    sql = "select t.token from highlander_term t join highlander_singleton s using (key) where s.name = %s order by 1"
+    return [int(token) for (token,) in database.execute(sql, name)]
+
+
+def test_the_newest_terms_stay_on_record_and_older_ones_are_deleted_when_the_present_one_acts(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "KEPT_TERMS", 5)
+    with Node(url, names=("ledger", "other")) as node:
+        node.terms.rehearse(node.who)
+        node.lead("other")
+        before = [node.lead().token]
+        for _ in range(7):
+            node.terms.release("ledger", Mark("ledger", before[-1], "done"))
+            before.append(node.lead().token)
+        assert terms_of(database, "ledger") == before
+        node.heartbeat({"ledger": before[-1]})
+        assert terms_of(database, "ledger") == before  # it still waits
+        node.heartbeat({"ledger": before[-1]}, {"ledger"})
+        assert terms_of(database, "ledger") == before[-5:]
+        assert len(terms_of(database, "other")) == 1
+
+
+def test_a_present_term_and_the_one_that_it_awaits_are_never_deleted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terms, "KEPT_TERMS", 2)
+    with Node(url) as node:
+        node.terms.rehearse(node.who)
+        awaited = 0
+        for _ in range(4):
+            awaited = node.lead().token
+            node.heartbeat({"ledger": awaited}, {"ledger"})
+            node.terms.release("ledger", None)  # an unclean end
+        assert node.lead().predecessor is not None
+        node.terms.leave_marks((Mark("ledger", awaited, "late"),))
+        assert node.terms.stopped({"ledger": awaited}) == {"ledger": awaited}
+
+
+def test_a_term_whose_row_is_locked_is_left_for_the_next_time(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "KEPT_TERMS", 1)
+    with Node(url) as node, contextlib.closing(database.server._connect(database.name)) as other:
+        node.terms.rehearse(node.who)
+        first = node.lead().token
+        node.terms.release("ledger", None)
+        other.autocommit = False
+        other.cursor().execute("select from highlander_term where token = %s for update", (first,))
+        second = node.lead().token
+        node.heartbeat({"ledger": second}, {"ledger"})
+        assert terms_of(database, "ledger") == [first, second]
+        other.rollback()
+        node.terms.release("ledger", None)
+        third = node.lead().token
+        node.heartbeat({"ledger": third}, {"ledger"})
+        assert terms_of(database, "ledger") == [third]
+
+
+def test_a_role_that_may_not_delete_keeps_every_term(
+    url: str, database: Database, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "KEPT_TERMS", 1)
+    with Node(url):
+        pass  # the tables are there
+    database.execute("create role clerk login")
+    try:
+        for statement in filter(None, map(str.strip, migrations.grants("", "clerk").split(";"))):
+            if "delete" not in statement:
+                database.execute(statement)
+        with Node(database.url(driver, user="clerk")) as node:
+            node.terms.rehearse(node.who)
+            for _ in range(3):
+                token = node.lead().token
+                node.heartbeat({"ledger": token}, {"ledger"})
+                node.terms.release("ledger", None)
+        assert len(terms_of(database, "ledger")) == 3
+    finally:
+        database.execute("drop owned by clerk")
+        database.execute("drop role clerk")
 
 
 def test_heartbeats_do_not_grow_the_indexes(url: str, database: Database) -> None:

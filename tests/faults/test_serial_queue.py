@@ -57,12 +57,12 @@ def test_messages_are_processed_in_order_over_failovers(cluster: MakeCluster, br
     numbers = range(1, MESSAGES + 1)
     for number in numbers:
         shop.send(number, seconds=0.05)
-    for number in (signal.SIGKILL, signal.SIGTERM, None):
+    for end in (signal.SIGKILL, signal.SIGTERM, None):
         scenes.acts(shop, QUEUE, token - 1)
-        if number is None:
+        if end is None:
             os.kill(leader.keeper, signal.SIGKILL)
         else:
-            leader.send(number)
+            leader.send(end)
             shop.start(*scenes.QUIET, concurrency=4)
         leader = shop.leader(QUEUE, other_than=token, timeout=scenes.PATIENCE)
         token = shop.token(QUEUE)

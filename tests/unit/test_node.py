@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from itertools import pairwise
 from math import inf
-from typing import TypeVar
+from random import Random
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -12,6 +15,9 @@ from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
 from celery_highlander.election.lease import Timing
 from celery_highlander.election.placement import Member
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TIMING = Timing()
 START = 1000.0
@@ -24,9 +30,11 @@ E = TypeVar("E")
 class Bench:
     """A node, its clock, and what it last asked for."""
 
-    def __init__(self, *names: str, priority: int = 0, unmarked: tuple[n.Mark, ...] = ()) -> None:
+    def __init__(
+        self, *names: str, priority: int = 0, unmarked: tuple[n.Mark, ...] = (), random: Callable[[], float] = float
+    ) -> None:
         self.now = START
-        self.node = n.Node(names or ("beat",), TIMING, lambda: 0.0, "me", priority, unmarked)
+        self.node = n.Node(names or ("beat",), TIMING, random, "me", priority, unmarked)
         self.effects: list[n.NodeEffect] = []
         self.heartbeats: list[float] = []
         self.polls: list[tuple[float, n.Poll]] = []
@@ -163,6 +171,52 @@ def test_a_session_that_is_gone_is_opened_again_after_a_growing_pause() -> None:
         assert bench.one(n.OpenSession) == n.OpenSession(number)
         assert bench.now == pytest.approx(lost_at + delay)
         bench.feed(n.ConnectFailed("refused"))
+
+
+def test_many_nodes_spread_their_tries_to_connect_but_who_leads_does_not_wait() -> None:
+    members = tuple(Member(f"n{number}", 0, eligible=True) for number in range(200))
+    pauses = {}
+    for draw in (0.0, 0.5, 1.0):
+        for leads in (False, True):
+            bench = Bench(random=partial(float, draw)).connect()
+            bench.poll_answered(*bench.node.contests if leads else (), members=members)
+            if leads:
+                bench.begun()
+            bench.feed(n.Disconnected("restart"))
+            pauses[leads, draw] = bench.node.next_deadline(bench.now) - bench.now
+    first = n.RECONNECT_DELAYS[0]
+    assert [pauses[True, draw] for draw in (0.0, 0.5, 1.0)] == pytest.approx([first, first * 1.25, first * 1.5])
+    spread = [pauses[False, draw] - pauses[True, draw] for draw in (0.0, 0.5, 1.0)]
+    assert spread == pytest.approx([0.0, 100 * n.SPREAD, 200 * n.SPREAD])
+
+
+def test_two_hundred_nodes_that_lose_their_sessions_at_once_come_back_over_two_seconds() -> None:
+    members = tuple(Member(f"n{number}", 0, eligible=True) for number in range(200))
+    draws = Random(7)
+    planned = []
+    for _ in members:
+        bench = Bench(random=draws.random).connect().poll_answered(members=members).feed(n.Disconnected("restart"))
+        planned.append(bench.node.next_deadline(bench.now) - bench.now)
+    tenths = Counter(int(at * 10) for at in planned)
+    assert max(tenths.values()) < 25
+    assert max(planned) < n.RECONNECT_DELAYS[0] * 1.5 + 200 * n.SPREAD
+
+
+def test_a_session_that_breaks_soon_after_it_opened_makes_the_next_pause_longer() -> None:
+    bench = Bench().connect().feed(n.Disconnected("disk full"))
+    for delay in (*n.RECONNECT_DELAYS, n.RECONNECT_DELAYS[-1]):
+        lost_at = bench.now
+        while not bench.asked(n.OpenSession):
+            bench.tick()
+        assert bench.now == pytest.approx(lost_at + delay)
+        bench.feed(n.Connected()).feed(n.Disconnected("disk full"), 0.1)
+    while not bench.asked(n.OpenSession):
+        bench.tick()
+    bench.feed(n.Connected()).live_until(until=bench.now + n.STEADY_SESSION).feed(n.Disconnected("reset"))
+    lost_at = bench.now
+    while not bench.asked(n.OpenSession):
+        bench.tick()
+    assert bench.now == pytest.approx(lost_at + n.RECONNECT_DELAYS[0])
 
 
 def test_the_mark_of_a_lost_term_is_left_by_the_next_session() -> None:

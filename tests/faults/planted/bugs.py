@@ -235,4 +235,74 @@ BUGS = (
         ),
         "test_nonsense.py",
     ),
+    Bug(
+        "a term that still waited leaves its stopped mark",
+        (
+            Change(
+                "election/protocol.py",
+                "Release(term.token if term.cleared else None, event.reason)",
+                "Release(term.token, event.reason)",
+            ),
+        ),
+        "test_chain_of_waiting_leaders.py::"
+        "test_the_last_of_a_chain_waits_until_the_first_ones_lease_is_over[frozen-SIGTERM]",
+    ),
+    Bug(
+        "a term owes its successor nothing but its own lease",
+        (Change("store/terms.py", "else greatest(:lease, coalesce(k.owed, 0)) end", "else :lease end"),),
+        "test_chain_of_waiting_leaders.py::"
+        "test_the_last_of_a_chain_waits_until_the_first_ones_lease_is_over[frozen-killed with its keeper]",
+    ),
+    Bug(
+        "the heartbeat of a term that still waits forgets its debt",
+        (Change("store/terms.py", "case when held.acting then :lease else s.owed end", ":lease"),),
+        "test_chain_of_waiting_leaders.py::"
+        "test_the_last_of_a_chain_waits_until_the_first_ones_lease_is_over[frozen-terminated]",
+    ),
+    Bug(
+        "a session that breaks at once counts as a success",
+        (Change("election/reconnects.py", "        if self.is_steady(now):\n", "        if self._opened_at < inf:\n"),),
+        "test_full_disk.py::test_nobody_acts_while_no_term_can_be_recorded",
+    ),
+    Bug(
+        "a trouble is told at every retry",
+        (Change("keeper/complaints.py", "is_new = len(self._told) > known", "is_new = True"),),
+        "test_password_rotation.py::"
+        "test_running_sessions_go_on_and_a_lost_one_says_once_that_the_password_is_wrong[psycopg2]",
+    ),
+    Bug(
+        "a heartbeat that fails is passed over",
+        (
+            Change(
+                "keeper/session.py",
+                "                terms.heartbeat(held, acting)\n",
+                "                with contextlib.suppress(Exception):\n"
+                "                    terms.heartbeat(held, acting)\n",
+            ),
+        ),
+        "test_lost_rights.py::test_nobody_acts_until_the_role_has_its_rights_back"
+        "[update on highlander_singleton, highlander_term-it lacks update on highlander_singleton]",
+    ),
+    Bug(
+        "no row is owed nothing",
+        (
+            Change(
+                "election/protocol.py",
+                "return now + wait_for(timing.lease)  # no row",
+                "return now  # no row",
+            ),
+        ),
+        "test_dropped_database.py::test_nobody_acts_beside_the_old_leader_when_the_database_is_there_again_at_once",
+    ),
+    Bug(
+        "an engine is asked for the password only once",
+        (
+            Change(
+                "keeper/loop.py",
+                "if self._asks_for_target and self._worker_gone_at is None:",
+                "if self._asks_for_target and self._known_target is None:",
+            ),
+        ),
+        "test_password_rotation.py::test_an_engine_that_knows_the_new_password_is_asked_for_it",
+    ),
 )
