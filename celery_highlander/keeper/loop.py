@@ -54,6 +54,10 @@ FLUSH_AGAIN = 0.01
 LAUNCH_AGAIN = 0.5
 """Seconds before a launcher that died is started again."""
 
+CONFIRM_TIMEOUT = 1.0
+"""Seconds for a living worker to say that the tasks which it killed are dead, as far as the lease allows. To kill it
+costs more: on a busy machine the replacement of a killed pool child keeps it from saying so for half a second."""
+
 UP_TIMEOUT = 5.0
 """Seconds for a process to be there once the launcher was asked for it."""
 
@@ -123,6 +127,7 @@ class Keeper:
         self._left_at: float | None = None  # since when the worker is gone, or has closed its end
         self._worker_frozen = False
         self._worker_deaf = False
+        self._overdue: dict[str, tuple[float, str]] = {}  # work of the worker: when to kill the worker for it, and why
         self._dying: set[Victim] = set()
         self._orphaned: list[SingletonProcess] = []  # their supervisors were killed; what these adopted is being killed
         self._trace = open_trace()
@@ -169,7 +174,8 @@ class Keeper:
         processes = self._processes.values()
         restarts = min((min(process.restart_at, process.kill_again_at) for process in processes), default=inf)
         flush_at = now + FLUSH_AGAIN if self._channel.has_unsent and not self._worker_deaf else inf
-        return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts, flush_at)
+        overdue = min((at for at, _ in self._overdue.values()), default=inf)
+        return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts, flush_at, overdue)
 
     def _look_around(self, now: float) -> None:
         if now - self._looped_at > _AWAY:
@@ -191,6 +197,10 @@ class Keeper:
                 process.kill_again(now)
             elif process.running and process.victim is None and now > process.started_at + UP_TIMEOUT:
                 self._end_launcher("it does not start processes", now)
+        for name, (at, reason) in list(self._overdue.items()):
+            if now >= at:
+                del self._overdue[name]
+                self._kill_worker(f"{name!r}: {reason}")
         connecting = self._session is not None and not self._node.connected
         if connecting and now - self._session_since > CONNECT_LIMIT:
             self._close_session()
@@ -233,7 +243,7 @@ class Keeper:
             case n.Stop(name, token, reason, deadline):
                 self._stop(name, token, reason, deadline)
             case n.Kill(name, _, reason):
-                self._kill(name, reason)
+                self._kill(name, reason, now)
             case _:
                 if self._session is not None:
                     self._session.submit(effect)
@@ -470,13 +480,14 @@ class Keeper:
         if not process.running:  # between two starts
             self._process_over(process, "", 0.0)
 
-    def _kill(self, name: str, reason: str) -> None:
+    def _kill(self, name: str, reason: str, now: float) -> None:
         process = self._processes.get(name)
         if process is not None:
             logger.warning("killing the process of %r: %s", name, reason, extra={"action": "kill_process"})
-            process.kill(boot_time())
+            process.kill(now)
         elif name in self._worker_terms and self._kills_worker:
-            self._kill_worker(f"{name!r}: {reason}")
+            patience = 0.0 if self._worker_frozen or self._worker_deaf else CONFIRM_TIMEOUT
+            self._overdue[name] = (min(now + patience, self._cell.deadline), reason)
         elif name in self._worker_terms:
             logger.critical(
                 "%r did not stop before its lease ends, and goes on UNSAFELY: highlander_on_stuck is 'continue'",
@@ -488,6 +499,7 @@ class Keeper:
         if self._worker_terms.get(name) != token:
             return  # of an earlier term
         del self._worker_terms[name]
+        self._overdue.pop(name, None)
         self._ended(name, token, reason, rest, now)
 
     def _ended(self, name: str, token: int, reason: str, rest: float, now: float) -> None:

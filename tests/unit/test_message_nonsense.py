@@ -76,8 +76,8 @@ def test_messages_and_fields_of_a_later_release_pass(name: str) -> None:
     for type_, checks in VOCABULARIES[name].items():
         message: dict[str, Any] = {"type": type_, "invented_later": {"x": 1}}
         for field, is_right in checks.items():
-            candidates = [value for value in (SAMPLES.get(field), "text", 1, {}, [], None) if is_right(value)]
-            message[field] = candidates[0]
+            samples: tuple[Any, ...] = (SAMPLES.get(field), "text", 1, {}, [], None)
+            message[field] = next(value for value in samples if is_right(value))
         assert heard(json.dumps(message).encode() + b"\n", VOCABULARIES[name]) == [message]
 
 
