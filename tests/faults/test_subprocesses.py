@@ -31,9 +31,10 @@ FAMILY = 4  # the pool child, and three that its task has started
 
 
 def parent_at_work(shop: Cluster, *options: str) -> tuple[Worker, set[int]]:
-    """Start a leader whose only pool child runs first an ordinary task that leaves a program, and then a parent."""
+    """Start a leader whose only pool child runs a singleton's task, an ordinary one that leaves a program, a parent."""
     leader = shop.start(*scenes.QUIET, "--highlander-priority", "1", *options)
     shop.leader(QUEUE, timeout=scenes.PATIENCE)
+    scenes.finishes(shop)
     shop.send(1, queue="celery", task="leaves_a_program")
     wait_until(lambda: families.left_running(shop.journals), scenes.PATIENCE, "a program that was left running")
     scenes.ready(leader, shop.start(*scenes.QUIET))
