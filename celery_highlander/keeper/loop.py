@@ -190,17 +190,7 @@ class Keeper:
             self._freeze(now)
         if now >= self._launch_at and self._worker_gone_at is None:
             self._start_launcher()
-        for process in list(self._processes.values()):
-            if now >= process.restart_at:
-                self._start_process(process, now)
-            elif now >= process.kill_again_at:
-                process.kill_again(now)
-            elif process.running and process.victim is None and now > process.started_at + UP_TIMEOUT:
-                self._end_launcher("it does not start processes", now)
-        for name, (at, reason) in list(self._overdue.items()):
-            if now >= at:
-                del self._overdue[name]
-                self._kill_worker(f"{name!r}: {reason}")
+        self._tend_work(now)
         connecting = self._session is not None and not self._node.connected
         if connecting and now - self._session_since > CONNECT_LIMIT:
             self._close_session()
@@ -214,6 +204,20 @@ class Keeper:
         for victim in [victim for victim in self._dying if victim.fileno() < 0 and victim.dead]:
             self._buried(victim)
         reap_adopted(self._launcher)
+
+    def _tend_work(self, now: float) -> None:
+        """Start processes again, and kill what is overdue."""
+        for process in list(self._processes.values()):
+            if now >= process.restart_at:
+                self._start_process(process, now)
+            elif now >= process.kill_again_at:
+                process.kill_again(now)
+            elif process.running and process.victim is None and now > process.started_at + UP_TIMEOUT:
+                self._end_launcher("it does not start processes", now)
+        for name, (at, reason) in list(self._overdue.items()):
+            if now >= at:
+                del self._overdue[name]
+                self._kill_worker(f"{name!r}: {reason}")
 
     def _feed(self, event: n.NodeEvent, now: float) -> None:
         """Hand an event to the node and do what it asks; an event that arises meanwhile waits for its turn."""
