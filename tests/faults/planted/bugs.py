@@ -123,9 +123,11 @@ BUGS = (
     Bug(
         "a queue that the application declares stays selected",
         (
-            Change("worker/queues.py", "        self._app.amqp.queues.deselect([name])\n", "        pass\n"),
+            Change("worker/consumers.py", "        self._app.amqp.queues.deselect([name])\n", "        pass\n"),
             Change(
-                "worker/queues.py", "            if consuming:\n", "            if consuming and name in self._tags:\n"
+                "worker/consumers.py",
+                "            if self._is_consuming(name, consumer):\n",
+                "            if self._is_consuming(name, consumer) and name in self._tags:\n",
             ),
         ),
         "test_who_consumes.py::test_a_singleton_queue_that_the_application_declares_is_not_consumed_by_a_standby",
@@ -139,9 +141,9 @@ BUGS = (
                 "        return True",
             ),
             Change(
-                "worker/queues.py",
-                "work.give_back([request for request in fetched if self.work_of(request) is work], consumer)",
-                "pass",
+                "worker/consumers.py",
+                "            work.give_back([*ours, *self._take_limited(work, consumer)], consumer)\n",
+                "",
             ),
         ),
         "test_message_storm.py::test_every_message_is_processed_and_none_by_two_at_once[rabbitmq]",
@@ -189,13 +191,7 @@ BUGS = (
     ),
     Bug(
         "a task runs again beside what its dead child has started",
-        (
-            Change(
-                "worker/queues.py",
-                "                    self._stopper.clean_up(request)\n",
-                "                    pass\n",
-            ),
-        ),
+        (Change("worker/runs.py", "                process_died(self)\n", "                pass\n"),),
         "test_subprocesses.py::test_they_are_dead_when_the_task_runs_again_because_its_child_was_killed",
     ),
     Bug(
@@ -210,11 +206,7 @@ BUGS = (
     ),
     Bug(
         "a worker leaves a dead keeper unreaped as it starts itself again",
-        (
-            Change(
-                "worker/link.py", "                self._keeper.wait(KEEPER_EXIT_TIMEOUT)\n", "                pass\n"
-            ),
-        ),
+        (Change("worker/link.py", "            self._keeper.wait(KEEPER_EXIT_TIMEOUT)\n", "            pass\n"),),
         "test_service_managers.py::test_a_sighup_restarts_the_worker_and_leaves_nothing_of_the_old_one",
     ),
     Bug(
@@ -304,5 +296,75 @@ BUGS = (
             ),
         ),
         "test_password_rotation.py::test_an_engine_that_knows_the_new_password_is_asked_for_it",
+    ),
+    Bug(
+        "a thread's task is not interrupted, and the worker not killed for it",
+        (
+            Change("worker/pools.py", "        if self._tasks.interrupt(run.request.id):\n", "        if False:\n"),
+            Change("keeper/loop.py", "            self._overdue[name] = (min(", "            _ = (min("),
+            Change("worker/link.py", "        if self._held and now >= self.cell.deadline:\n", "        if False:\n"),
+        ),
+        "test_pools.py::test_a_running_task_is_stopped_before_the_next_leader_acts[threads-session terminated]",
+    ),
+    Bug(
+        "a killed greenlet counts as a success",
+        (
+            Change(
+                "worker/runs.py",
+                "                if self.killed:\n                    self.put_back()",
+                "                if False:\n                    self.put_back()",
+            ),
+        ),
+        "test_pools.py::test_a_running_task_is_stopped_before_the_next_leader_acts[gevent-keeper killed]",
+    ),
+    Bug(
+        "the limit of a queue is not kept at the gate, nor told to the broker",
+        (
+            Change("worker/queues.py", "(any(True for _ in before) or len(live) >= self.concurrency)", "False"),
+            Change(
+                "worker/channels.py",
+                "        limit = (self._work.concurrency or 0) + scheduled\n",
+                "        limit = 16\n",
+            ),
+        ),
+        "test_serial_queue.py::test_messages_are_processed_in_order_over_failovers[prefork-rabbitmq]",
+    ),
+    Bug(
+        "what a dead leader left goes behind all other messages in Redis",
+        (
+            Change(
+                "worker/rescue.py",
+                "restore_by_tag(tag, client=client)",
+                "restore_by_tag(tag, client=client, leftmost=True)",
+            ),
+        ),
+        "test_serial_queue.py::test_messages_are_processed_in_order_over_failovers[prefork-redis]",
+    ),
+    Bug(
+        "a message that is delivered again runs beside itself",
+        (
+            Change(
+                "worker/queues.py",
+                "        return any(run.request.id == request.id for run in live)\n",
+                "        return False\n",
+            ),
+        ),
+        "test_broker_blip.py::"
+        "test_a_message_delivered_again_does_not_run_beside_itself_nor_after_it_has_ended[prefork-rabbitmq]",
+    ),
+    Bug(
+        "the work of a lost connection is forgotten",
+        (Change("worker/queues.py", "            run.orphaned = not run.begun\n", "            self._forget(run)\n"),),
+        "test_broker_blip.py::test_a_task_that_a_lost_connection_left_running_is_dead_before_the_lease_ends[rabbitmq]",
+    ),
+    Bug(
+        "a main loop that hangs is not noticed",
+        (Change("worker/link.py", "        self._watch_loop(now)\n", ""),),
+        "test_stuck_work.py::test_a_leader_whose_main_loop_hangs_is_deposed[prefork-rabbitmq]",
+    ),
+    Bug(
+        "messages that wait for their rate limit are kept",
+        (Change("worker/consumers.py", "[*ours, *self._take_limited(work, consumer)]", "ours"),),
+        "test_kept_back_messages.py::test_messages_of_a_limited_rate_run_once_after_a_warm_shutdown[prefork-redis]",
     ),
 )
