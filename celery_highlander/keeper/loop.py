@@ -76,6 +76,7 @@ class Keeper:
         self._worker = worker
         self._timing = _known(Timing, hello["timing"])
         self._worker_timeout: float = hello["worker_timeout"]
+        self._progress_timeout: float = hello.get("progress_timeout", inf)
         self._kills_worker: bool = hello.get("on_stuck", "kill") == "kill"
         self._cell = LeaseCell(hello["cell"])
         self._cell_descriptor: int = hello["cell"]
@@ -214,6 +215,9 @@ class Keeper:
                 process.kill_again(now)
             elif process.running and process.victim is None and now > process.started_at + UP_TIMEOUT:
                 self._end_launcher("it does not start processes", now)
+            elif process.is_hung(now, self._progress_timeout):
+                logger.error("killing the process of %r: no progress", process.name, extra={"action": "hung"})
+                process.hand_on(f"no progress for {self._progress_timeout:g} s")
         for name, (at, reason) in list(self._overdue.items()):
             if now >= at:
                 del self._overdue[name]
@@ -586,6 +590,8 @@ class Keeper:
                     process.how = message["how"]
                 case "clear":
                     process.cleared = True
+                case "progress":
+                    process.progress_at = boot_time()
                 case _:
                     pass
 
@@ -609,8 +615,9 @@ class Keeper:
         elif process.stopping:
             self._process_over(process, "", 0.0)
         else:
-            logger.error("%r is handed on: its process keeps ending here (%s)", process.name, process.how, extra=_ENDED)
-            self._process_over(process, f"its process keeps ending here ({process.how})", HAND_ON_REST)
+            reason = process.how if process.handed_on else f"its process keeps ending here ({process.how})"
+            logger.error("%r is handed on: %s", process.name, reason, extra=_ENDED)
+            self._process_over(process, reason, HAND_ON_REST)
 
     def _strays(self) -> list[int]:
         return strays(self._launcher, list(self._processes.values()))

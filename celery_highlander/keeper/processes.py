@@ -121,6 +121,10 @@ class SingletonProcess:
     cleared: bool = False
     """Whether the supervisor said that nothing is left; if it did not, it was killed, and the keeper has to look."""
     kill_again_at: float = inf
+    progress_at: float = inf
+    """When it last said that it makes progress; inf as long as it has not said so."""
+    handed_on: bool = False
+    """Whether it is not started again here, but on another node."""
     body: Victim | None = None
     """The process itself, where it has a supervisor."""
 
@@ -138,6 +142,7 @@ class SingletonProcess:
         self.restart_at = inf
         self.how = "killed"
         self.cleared = False
+        self.progress_at = inf
         self.started_at = now
         self.channel = launcher.fork(self.name, self.token)
 
@@ -180,6 +185,16 @@ class SingletonProcess:
             if victim is not None:
                 victim.send(END_SIGNAL if victim is self.victim and self.supervised else signal.SIGKILL)
 
+    def is_hung(self, now: float, timeout: float) -> bool:
+        """Whether it has to make progress, and has not for `timeout` seconds."""
+        return now - self.progress_at > timeout and self.running and not self.stopping and not self.handed_on
+
+    def hand_on(self, how: str) -> None:
+        """Kill the process, and do not start it again here."""
+        self.how = how
+        self.handed_on = True
+        self.abort()
+
     def kill_again(self, now: float) -> None:
         """Kill what is below a supervisor that takes too long."""
         self.kill_again_at = now + SUPERVISOR_TIMEOUT
@@ -216,7 +231,7 @@ class SingletonProcess:
         self.restart_at = self.kill_again_at = inf
         if now - self.started_at >= STEADY_AFTER:
             self.quick_ends = 0
-        if not self.stopping and self.quick_ends < len(RESTART_DELAYS):
+        if not self.stopping and not self.handed_on and self.quick_ends < len(RESTART_DELAYS):
             self.restart_at = now + RESTART_DELAYS[self.quick_ends]
         self.quick_ends += 1
 

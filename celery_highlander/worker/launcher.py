@@ -147,7 +147,12 @@ class LauncherProcess:
         _await_go(channel)
         name = message["name"]
         term = TermInfo(name, message["token"], time.time(), load["namespace"], load["schema"], load["kill_margin"])
-        leadership = Leadership(term, cell)
+
+        def report() -> None:
+            with contextlib.suppress(ChannelClosedError):  # its end is noticed elsewhere
+                channel.send("progress")
+
+        leadership = Leadership(term, cell, report)
         threading.Thread(target=_watch, args=(channel, cell, leadership), name="highlander-watch", daemon=True).start()
         set_current(leadership)
         _take_signals(leadership)

@@ -12,9 +12,14 @@ from celery_highlander.errors import HighlanderError
 from celery_highlander.store.fencing import fence
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
 
     from celery_highlander.keeper.cell import LeaseCell
+
+PROGRESS_INTERVAL = 0.2
+"""Seconds between two reports of progress, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +43,18 @@ class Leadership:
         elected_at: when the term's work was started (wall clock, seconds since the epoch).
     """
 
-    def __init__(self, term: TermInfo, cell: LeaseCell) -> None:
+    def __init__(self, term: TermInfo, cell: LeaseCell, report: Callable[[], object] | None = None) -> None:
+        """Make one.
+
+        Args:
+            term: the term.
+            cell: until when its work may run.
+            report: tells the keeper that the work makes progress; None where nobody asks.
+        """
         self._term = term
         self._cell = cell
+        self._report = report
+        self._reported_at = -PROGRESS_INTERVAL
         self._stop = threading.Event()
         self.name = term.name
         self.token = term.token
@@ -63,6 +77,18 @@ class Leadership:
                     return True
             return True
         return self._stop.wait(timeout) or not self.is_valid()
+
+    def progress(self) -> None:
+        """Say that the work makes progress; cheap, may be called as often as is handy.
+
+        A singleton process that has called it once has to go on calling it: without a call for
+        `highlander_progress_timeout` seconds it counts as hung, is killed, and another node gets its chance. In a task
+        of a singleton queue it does nothing; Celery's time limits are for those.
+        """
+        now = boot_time()
+        if self._report is not None and now - self._reported_at >= PROGRESS_INTERVAL:
+            self._reported_at = now
+            self._report()
 
     def fence(self, connection: Connection) -> None:
         """Tie the transaction of `connection` to this term; see `celery_highlander.fence`.

@@ -84,6 +84,20 @@ def stubborn(leadership: Leadership) -> None:
         time.sleep(0.002)
 
 
+def hanging(leadership: Leadership) -> None:
+    """Makes progress for half a second, then none any more, on the nodes that `HIGHLANDER_ARENA_FAILS` is set for."""
+    if os.environ.get("HIGHLANDER_ARENA_FAILS"):
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            leadership.progress()
+            time.sleep(0.01)
+        beat_until_told(leadership, leadership.name)
+        return
+    while not leadership.wait(0.05):
+        leadership.progress()
+        Journal.open(JOURNALS, leadership.name).write(leadership.name, os.getpid(), leadership.token, "beat")
+
+
 def failing(leadership: Leadership) -> None:
     """Fails on the nodes that `HIGHLANDER_ARENA_FAILS` is set for, works on the others."""
     if os.environ.get("HIGHLANDER_ARENA_FAILS"):

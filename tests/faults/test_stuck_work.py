@@ -105,3 +105,19 @@ def test_a_stuck_worker_goes_on_where_that_is_wanted_and_says_so(cluster: MakeCl
     token = shop.token(QUEUE)
     standby.send(signal.SIGKILL)  # the other one is of use again when its task has ended
     assert shop.leader(QUEUE, other_than=token, timeout=PATIENCE) is leader
+
+
+def test_a_process_that_makes_no_progress_goes_to_another_node(cluster: MakeCluster) -> None:
+    conf = {"highlander_progress_timeout": 1.0}
+    shop = cluster("rabbitmq", processes={"hanging": "tests.arena.shop:hanging"}, conf=conf)
+    bad = shop.start(*scenes.QUIET, "--highlander-priority", "1", env={"HIGHLANDER_ARENA_FAILS": "1"})
+    assert shop.leader("hanging", timeout=PATIENCE) is bad
+    token = scenes.acts(shop, "hanging")
+    good = shop.start(*scenes.QUIET)
+    assert shop.leader("hanging", other_than=token, timeout=PATIENCE) is good
+    token = scenes.acts(shop, "hanging", token)
+    heartbeats = shop.heartbeats("hanging")
+    wait_until(lambda: shop.heartbeats("hanging") > heartbeats + 8, PATIENCE, "more than the time for progress")
+    assert shop.token("hanging") == token
+    assert "no progress for 1 s" in bad.log
+    shop.referee().verdict("hanging")
