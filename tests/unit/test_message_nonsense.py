@@ -76,7 +76,8 @@ def test_messages_and_fields_of_a_later_release_pass(name: str) -> None:
     for type_, checks in VOCABULARIES[name].items():
         message: dict[str, Any] = {"type": type_, "invented_later": {"x": 1}}
         for field, is_right in checks.items():
-            candidates = [value for value in (SAMPLES.get(field), "text", 1, {}, [], None) if is_right(value)]
+            some: tuple[Any, ...] = (SAMPLES.get(field), "text", 1, {}, [], None)
+            candidates = [value for value in some if is_right(value)]
             message[field] = candidates[0]
         assert heard(json.dumps(message).encode() + b"\n", VOCABULARIES[name]) == [message]
 
