@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def measure(nodes: int, seconds: float) -> Rest:
             )
         finally:
             below = processes.descendants(workers.pid)
-            workers.kill()
+            for pid in (workers.pid, *below):  # the keepers, too: they would stay to clean up
+                processes.send(pid, signal.SIGKILL)
             workers.wait()
             wait_until(lambda: not any(map(processes.is_alive, below)), 60, "the keepers to be gone")
 
