@@ -1,4 +1,4 @@
-"""The keeper's small parts: messages, lease cell, victims, children."""
+"""The keeper's small parts: messages, lease cell, victims, children, complaints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from celery_highlander.keeper import cell as lease_cell
 from celery_highlander.keeper.children import Children, new_address, register
+from celery_highlander.keeper.complaints import Complaints
 from celery_highlander.keeper.messages import Channel, ChannelClosedError
 from celery_highlander.keeper.process_table import below
 from celery_highlander.keeper.processes import RESTART_DELAYS, STEADY_AFTER, SingletonProcess
@@ -161,3 +162,20 @@ def test_a_process_that_has_to_stop_is_not_started_again() -> None:
     process.stop("shutting down")
     process.ended(None, 100.0)
     assert process.restart_at == float("inf")
+
+
+# -- complaints --------------------------------------------------------------------------------------------------------
+
+
+def test_a_trouble_is_told_once_until_the_session_is_steady_and_whatever_its_numbers_are() -> None:
+    complaints = Complaints()
+    assert not complaints
+    assert complaints.is_new("cannot extend file 16384: no space")
+    assert not complaints.is_new("cannot extend file 16385: no space")
+    assert complaints.is_new("too many clients")
+    assert not complaints.is_new("cannot extend file 7: no space")
+    assert complaints
+    assert complaints.forget() == 2
+    assert not complaints
+    assert complaints.is_new("too many clients")
+    assert complaints.forget() == 0
