@@ -153,7 +153,7 @@ BUGS = (
         (
             Change(
                 "keeper/processes.py",
-                "if not self.stopping and self.quick_ends < len(RESTART_DELAYS):",
+                "if not self.stopping and not self.handed_on and self.quick_ends < len(RESTART_DELAYS):",
                 "if not self.stopping and (self.quick_ends := 0) == 0:",
             ),
         ),
@@ -366,5 +366,16 @@ BUGS = (
         "messages that wait for their rate limit are kept",
         (Change("worker/consumers.py", "[*ours, *self._take_limited(work, consumer)]", "ours"),),
         "test_kept_back_messages.py::test_messages_of_a_limited_rate_run_once_after_a_warm_shutdown[prefork-redis]",
+    ),
+    Bug(
+        "a process that makes no progress is left alone",
+        (
+            Change(
+                "keeper/loop.py",
+                "            elif process.is_hung(now, self._progress_timeout):\n",
+                "            elif False:\n",
+            ),
+        ),
+        "test_stuck_work.py::test_a_process_that_makes_no_progress_goes_to_another_node",
     ),
 )
