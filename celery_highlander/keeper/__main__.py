@@ -31,6 +31,9 @@ class PipeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
+        if record.levelno >= logging.CRITICAL:
+            with contextlib.suppress(Exception):
+                self._alone.emit(record)  # as well: the worker may be dead before it has read that it is killed
         try:
             message = self.format(record)
             action = getattr(record, "action", None)
