@@ -11,7 +11,7 @@ from celery.worker import state
 from celery_highlander.worker.channels import OwnChannel, needs_own_channel
 from celery_highlander.worker.fetching import fetcher_for
 from celery_highlander.worker.queues import Admission
-from celery_highlander.worker.rescue import rescue_unacknowledged
+from celery_highlander.worker.rescue import leave_to_the_next_leader, rescue_unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,6 +82,7 @@ class Consumers:
         self._tags.clear()
         self._channels.clear()
         self._fetcher = fetcher_for(consumer, self.works)
+        leave_to_the_next_leader(consumer, lambda route: self._routes.get(route) in self.works)
         self.reconcile_soon()
 
     def disconnected(self) -> None:

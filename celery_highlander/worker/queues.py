@@ -198,8 +198,11 @@ class QueueWork:
             return self.is_open and self.token == token and not run.orphaned
 
         def ended(run: Run) -> None:
-            if not run.returned and connection != self._consumers.connection_number:
-                self._finished[_attempt(request)] = None  # its acknowledgement is lost, and it will be delivered again
+            is_lost = connection != self._consumers.connection_number  # so the acknowledgement is, too
+            if not run.returned and (
+                is_lost or any(_attempt(twin) == _attempt(request) for twin in list(self._waiting))
+            ):
+                self._finished[_attempt(request)] = None
                 while len(self._finished) > _REMEMBERED:
                     self._finished.popitem(last=False)
             self._consumers.when_acknowledged(lambda: self._settle(run))

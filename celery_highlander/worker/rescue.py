@@ -21,6 +21,28 @@ logger = logging.getLogger("celery_highlander")
 Route = tuple[str, str]
 
 
+def leave_to_the_next_leader(consumer: Consumer, is_ours: Callable[[Route], bool]) -> None:
+    """Keep kombu from giving messages of singleton queues back when it closes this consumer's connection.
+
+    It does so late, after a connection that was cut off has been given up, say. By then the next leader has long given
+    them back itself, and holds them under the same tags: they would be taken from its hands, and delivered once more.
+    """
+    channel: Any = consumer.task_consumer.channel
+    if not hasattr(channel, "unacked_key"):
+        return
+    qos = channel.qos
+    restore = qos.restore_unacked_once
+
+    def restore_others(*args: Any, **options: Any) -> object:
+        for tag, message in list(qos._delivered.items()):
+            info = message.delivery_info
+            if is_ours((info.get("exchange") or "", info.get("routing_key") or "")):
+                del qos._delivered[tag]
+        return restore(*args, **options)
+
+    qos.restore_unacked_once = restore_others
+
+
 def rescue_unacknowledged(consumer: Consumer, is_ours: Callable[[Route], bool]) -> int:
     """Put the unacknowledged messages of a queue back to its front, in their order; return how many.
 

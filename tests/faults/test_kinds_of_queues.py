@@ -72,6 +72,7 @@ def test_a_quorum_queue_is_taken_over_like_a_classic_one(
     fail_over(shop, number, count=40)
 
 
+@pytest.mark.slow
 def test_a_quorum_queue_can_be_serial(cluster: MakeCluster, declared: Any) -> None:
     quorum = {"x-queue-type": "quorum"}
     shop = cluster("rabbitmq", processes={}, conf={**queues(**quorum), **SERIAL})
@@ -81,7 +82,7 @@ def test_a_quorum_queue_can_be_serial(cluster: MakeCluster, declared: Any) -> No
     assert order_of_first_runs(shop) == [*range(1, 41)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_single_active_consumer_is_a_belt_beside_the_braces(
     cluster: MakeCluster, declared: Any, number: signal.Signals
 ) -> None:

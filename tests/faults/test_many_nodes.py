@@ -131,7 +131,8 @@ def reconnect(scene: Scene, token: int, after: Callable[[], object], what: str) 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("nodes", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [30, 200])
 def test_many_nodes_do_not_stampede(nodes: int, tmp_path: Path) -> None:
     require(Postgres.available())
     (tmp_path / "journals").mkdir()

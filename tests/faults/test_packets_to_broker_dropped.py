@@ -55,8 +55,9 @@ def test_another_node_takes_the_queues_over_when_packets_to_the_broker_are_dropp
     hosts.network.heal()
     connected = leader.log.count("Connected to")
     wait_until(lambda: leader.log.count("Connected to") > connected, 2 * PATIENCE, "the leader's broker to be back")
+    token = shop.token(QUEUE)
     standby.close()
-    assert shop.leader(QUEUE, other_than=shop.latest(QUEUE)[1], timeout=PATIENCE) is leader
+    assert shop.leader(QUEUE, other_than=token, timeout=PATIENCE) is leader
     scenes.finishes(shop)
     assert scenes.acts(shop, PROCESS) == process_token
     shop.referee().verdict(QUEUE, PROCESS)

@@ -72,7 +72,7 @@ def test_messages_are_processed_in_order_over_failovers(cluster: MakeCluster, br
     assert order_of_first_runs(shop) == list(numbers)
 
 
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize("broker", ["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
 def test_a_long_backlog_does_not_keep_the_worker_from_its_other_queues(cluster: MakeCluster, broker: str) -> None:
     shop = cluster(broker, processes={}, conf=SERIAL)
     shop.start(*scenes.QUIET, concurrency=2)

@@ -32,7 +32,7 @@ def terms(shop: Cluster) -> int:
 @pytest.mark.parametrize(
     "delay",
     [
-        pytest.param(2.0, id="2s-beyond-the-heartbeat-timeout"),
+        pytest.param(2.0, id="2s-beyond-the-heartbeat-timeout", marks=pytest.mark.slow),
         pytest.param(10.0, id="10s-beyond-the-lease", marks=pytest.mark.slow),
     ],
 )

@@ -49,6 +49,7 @@ def test_a_leader_whose_main_loop_hangs_is_deposed(cluster: MakeCluster, broker:
     shop.referee().verdict(QUEUE)
 
 
+@pytest.mark.slow
 def test_a_main_loop_that_runs_a_long_task_itself_does_not_count_as_hung(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq", processes={}, conf={"highlander_progress_timeout": 1.0}, pool="solo")
     leader, _ = two_workers(shop)
@@ -90,6 +91,7 @@ def test_a_task_that_nothing_can_interrupt_is_dead_before_the_next_leader_acts(
     assert leader.is_running == (pool == "prefork")
 
 
+@pytest.mark.slow
 def test_a_stuck_worker_goes_on_where_that_is_wanted_and_says_so(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq", processes={}, pool="threads", conf={"highlander_on_stuck": "continue"})
     leader, standby = two_workers(shop)

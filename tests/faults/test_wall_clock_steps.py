@@ -105,6 +105,7 @@ def test_the_servers_clock_does_not_matter(
     assert wrong_at(postgres) == 2 * step // HOUR
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_workers_clock_does_not_matter(cluster: MakeCluster, step: int) -> None:
     shop = cluster("redis")
