@@ -14,6 +14,7 @@ from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.worker import children, pools
 from celery_highlander.worker.broker import BrokerWatch, expect_signs, is_in_the_way
 from celery_highlander.worker.consumers import Consumers
+from celery_highlander.worker.deadman import DeadMansSwitch
 from celery_highlander.worker.highlander import Highlander, path_of_app
 from celery_highlander.worker.inside import TasksInside
 from celery_highlander.worker.leadership import TermInfo
@@ -120,6 +121,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         tasks = TasksInside(link.cell)
         stopper = pools.stopper_for(w, tasks, self.consumers.soon, kills_worker=settings.on_stuck == "kill")
         children.run_inside(tasks if stopper.inside else None)
+        if stopper.inside and settings.on_stuck == "kill":
+            link.switch = DeadMansSwitch()
         for name in queues:
             term = TermInfo(name, 0, 0.0, settings.namespace, settings.schema, settings.kill_margin)
             work = QueueWork(name, concurrency.get(name), stopper, link.cell, self.consumers, term)
@@ -153,6 +156,7 @@ class HighlanderStep(bootsteps.StartStopStep):
             self.link.start(FIRST_WORD_TIMEOUT)
         except HighlanderError as error:
             raise refuse(error) from None
+        self.consumers.on_cancelled = lambda: self._shutting_down("Cold")
         signals.worker_shutting_down.connect(self._shutting_down, sender=w.hostname)
         self.link.campaign(sorted(self.processes))
 

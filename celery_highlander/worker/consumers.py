@@ -38,6 +38,8 @@ class Consumers:
         self.closing = False  # the worker is on its way out: nothing may start any more
         self.connection_number = 0
         self._running_out = False
+        self.on_cancelled: Callable[[], None] = lambda: None
+        """Called when Celery cancels a running task: a cold shutdown has begun, and says so only when it is over."""
         self._routes: dict[tuple[str, str], str] = {}
         self._tags: dict[str, str] = {}
         self._channels: dict[str, OwnChannel] = {}

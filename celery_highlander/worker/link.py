@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from celery_highlander.config import Settings
     from celery_highlander.store.connecting import Target
     from celery_highlander.worker.broker import BrokerWatch
+    from celery_highlander.worker.deadman import DeadMansSwitch
     from celery_highlander.worker.progress import LoopWatch
 
 logger = logging.getLogger("celery_highlander")
@@ -113,6 +114,7 @@ class KeeperLink:
     Attributes:
         works: the work of the singletons that the worker itself runs, by name.
         loop: whether the worker's main loop goes round.
+        switch: has the kernel kill this worker at the end of the lease, where its tasks run in this very process.
         announce: runs a function that tells the application of something, on a thread where that is allowed.
     """
 
@@ -121,6 +123,7 @@ class KeeperLink:
         self._broker = broker
         self.works: dict[str, Work] = {}
         self.loop: LoopWatch | None = None
+        self.switch: DeadMansSwitch | None = None
         self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
         self._timing = plan.settings.timing
         self.node = uuid.uuid4().hex[:12]
@@ -269,6 +272,8 @@ class KeeperLink:
                 self.works[name].tend(now)
             elif self.works[name].is_over(now):
                 self._over(name)
+        if self.switch is not None:
+            self.switch.set(self.cell.deadline if self._held else 0.0)
         if self._held and now >= self.cell.deadline:
             self._die()
         self._look_whether_released()

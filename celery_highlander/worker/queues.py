@@ -214,9 +214,13 @@ class QueueWork:
             may_begin=may_begin,
             ended=ended,
             refusal=stopper.refusal,
-            cancel=stopper.stop if stopper.inside else None,
+            cancel=self._cancel if stopper.inside else None,
             process_died=stopper.clean_up,
         )
+
+    def _cancel(self, run: Run) -> None:
+        self._consumers.on_cancelled()
+        self._stopper.stop(run)
 
     def _settle(self, run: Run) -> None:
         run.settled = True
