@@ -101,12 +101,16 @@ def call_this_process(name: str) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, (NAME_PREFIX + name).encode(), 0, 0, 0)
 
 
-def reap_inherited() -> None:
-    """Reap the dead launchers and supervisors that this process was given when their keeper died: as PID 1, it is."""
+def reap_inherited(waitpid: Callable[[int, int], object] = os.waitpid) -> None:
+    """Reap the dead launchers and supervisors that this process was given when their keeper died: as PID 1, it is.
+
+    Args:
+        waitpid: the function of that name, where the one of `os` may not be called on this thread.
+    """
     for pid, name in process_table.dead_children():
         if name.startswith(NAME_PREFIX):
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+                waitpid(pid, os.WNOHANG)
 
 
 def freeze(find: Callable[[], Iterable[int]]) -> list[Victim]:

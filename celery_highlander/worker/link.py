@@ -327,7 +327,7 @@ class KeeperLink:
 
     def _spawn(self) -> None:
         settings = self._plan.settings
-        reap_inherited()
+        reap_inherited(native.waitpid)
         with _no_fork:
             ours, theirs = native.socketpair()
             try:

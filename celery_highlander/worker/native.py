@@ -59,6 +59,12 @@ def socketpair() -> tuple[Any, Any]:
     return importlib.import_module("_socket").socketpair()  # type: ignore[no-any-return]  # the C module has no types
 
 
+def waitpid(pid: int, options: int) -> tuple[int, int]:
+    """Do what `os.waitpid` does."""
+    ended: tuple[int, int] = _original("os", "waitpid")(pid, options)
+    return ended
+
+
 class Process:
     """A program in a session of its own, started without the module `subprocess`, which gevent takes to pieces."""
 
@@ -73,7 +79,7 @@ class Process:
         for descriptor in pass_fds:
             os.set_inheritable(descriptor, True)
         try:
-            self.pid = os.posix_spawn(argv[0], argv, dict(env), file_actions=inherited, setsid=True)
+            self.pid = _original("os", "posix_spawn")(argv[0], argv, dict(env), file_actions=inherited, setsid=True)
         finally:
             for descriptor in pass_fds:
                 os.set_inheritable(descriptor, False)
@@ -87,7 +93,7 @@ class Process:
         """Wait for its end, for `timeout` seconds at most, and let go of it."""
         give_up_at = boot_time() + timeout
         with contextlib.suppress(ChildProcessError):  # somebody who waits for whatever child ends was quicker
-            while _original("os", "waitpid")(self.pid, os.WNOHANG) == (0, 0) and boot_time() < give_up_at:
+            while waitpid(self.pid, os.WNOHANG) == (0, 0) and boot_time() < give_up_at:
                 _original("time", "sleep")(0.005)
 
 

@@ -125,6 +125,8 @@ class QueueWork:
                 self._forget(run)
             elif overdue:
                 self._stopper.stop(run)
+            elif self._stopper.inside and not run.begun and now - self._stopped_at > CANCEL_GRACE:
+                run.orphaned = True  # a full pool keeps it, maybe for long; it will not begin, and goes back then
         cancelled = not self.is_consuming or (now - self._stopped_at > CANCEL_GRACE and not self._must_cancel)
         return not self._runs and cancelled
 

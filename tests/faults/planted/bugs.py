@@ -211,7 +211,7 @@ BUGS = (
     ),
     Bug(
         "PID 1 does not reap what its keeper left",
-        (Change("worker/link.py", "        reap_inherited()\n", ""),),
+        (Change("worker/link.py", "        reap_inherited(native.waitpid)\n", ""),),
         "test_container.py::test_the_worker_reaps_what_its_dead_keeper_leaves_to_it",
     ),
     Bug(
