@@ -42,9 +42,9 @@ A lost session ends the term; it is never resumed, not even by the node that hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
+from typing import TYPE_CHECKING
 
 from celery_highlander.election.contest import (
     AT_WORK,
@@ -78,6 +78,9 @@ from celery_highlander.election.contest import (
 )
 from celery_highlander.election.lease import Timing, wait_for
 from celery_highlander.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "AT_WORK",
@@ -299,8 +302,6 @@ def _owe(contest: Contest, event: SessionLost, now: float, timing: Timing) -> Ou
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
-
-Move = Callable[[Contest, "object", float, Timing], Outcome]
 
 _P = Phase
 TRANSITIONS: Mapping[tuple[Phase, type], tuple[Callable[..., Outcome], frozenset[Phase]]] = {

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from celery_highlander.election.lease import Timing
 
-_POLL_ERRORS = select.POLLIN | select.POLLHUP | select.POLLERR
-
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:

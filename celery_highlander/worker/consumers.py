@@ -99,11 +99,6 @@ class Consumers:
                 work.connection_lost()
 
     @property
-    def is_connected(self) -> bool:
-        """Whether there is a broker connection."""
-        return self._consumer is not None
-
-    @property
     def is_running(self) -> bool:
         """Whether the consumer's loop runs, or is about to."""
         return self._consumer is not None and not self.closing

@@ -101,6 +101,11 @@ def all_dead(pids: Iterable[int]) -> None:
     wait_until(lambda: not any(map(processes.is_alive, pids)), PATIENCE, f"all of {pids} to be dead")
 
 
+def terminate_leaders(cluster: Cluster) -> None:
+    """Have the server end the lock sessions of all that lead something."""
+    cluster.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted group by pid")
+
+
 def nothing_left(worker: Worker) -> None:
     """Wait until a worker and everything that it started is dead."""
     wait_until(lambda: not worker.is_running, PATIENCE, f"{worker.name} to end")

@@ -74,7 +74,7 @@ def test_a_task_that_a_lost_connection_left_running_is_dead_before_the_lease_end
     proxy.reset()
     wait_until(lambda: reconnected(leader.log) > 1, PATIENCE, "the leader to be connected again")
     scenes.finishes(shop)
-    shop.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted")
+    scenes.terminate_leaders(shop)
     scenes.acts(shop, QUEUE, token)
     scenes.finishes(shop)
     shop.referee().verdict(QUEUE)

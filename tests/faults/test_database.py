@@ -70,15 +70,11 @@ def test_nobody_else_acts_while_a_leader_whose_session_was_terminated_needs_3_se
 
 
 @pytest.mark.slow
-def test_the_leaders_session_alone_terminated_hands_over_to_the_standby_or_back(
-    cluster: MakeCluster, postgres: Database
-) -> None:
+def test_the_leaders_session_alone_terminated_hands_over_to_the_standby_or_back(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq", processes=SLOW)
     workers = scenes.leader_and_standby(shop)
     queue, process = shop.latest(QUEUE)[1], shop.latest(PROCESS)[1]
-    postgres.execute(
-        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted group by pid"
-    )
+    scenes.terminate_leaders(shop)
     both_lead_again(shop, queue, process)
     stay_up(*workers)
     for singleton, token in ((QUEUE, queue), (PROCESS, process)):

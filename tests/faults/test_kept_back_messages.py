@@ -30,10 +30,6 @@ def all_ran_once(cluster: Cluster, count: int) -> None:
     cluster.referee().verdict(QUEUE)
 
 
-def lose_session(cluster: Cluster) -> None:
-    cluster.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted")
-
-
 @pytest.mark.parametrize("broker", BROKERS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_messages_for_later_run_once_and_on_the_leader_of_then(cluster: MakeCluster, broker: str, pool: str) -> None:
@@ -48,7 +44,7 @@ def test_messages_for_later_run_once_and_on_the_leader_of_then(cluster: MakeClus
             "tests.arena.shop.work", args=(number, 0.01), queue=QUEUE, task_id=f"task-{number}", countdown=7.0
         )
     wait_until(lambda: leader.log.count("received") >= 4, PATIENCE, "the leader to keep messages")
-    lose_session(shop)
+    scenes.terminate_leaders(shop)
     shop.leader(QUEUE, other_than=token, timeout=PATIENCE)
     all_ran_once(shop, 8)
 

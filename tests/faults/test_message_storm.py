@@ -45,7 +45,7 @@ def _quit_worker(_: Cluster, leader: Worker) -> None:
 
 
 def _end_session(cluster: Cluster, _: Worker) -> None:
-    cluster.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted group by pid")
+    scenes.terminate_leaders(cluster)
 
 
 def _kill_children(_: Cluster, leader: Worker) -> None:

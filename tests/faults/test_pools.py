@@ -44,7 +44,7 @@ def _quit_worker(_: Cluster, leader: Worker) -> None:
 
 
 def _end_session(cluster: Cluster, _: Worker) -> None:
-    cluster.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted")
+    scenes.terminate_leaders(cluster)
 
 
 FAULTS: dict[str, tuple[Callable[[Cluster, Worker], None], bool | None]] = {

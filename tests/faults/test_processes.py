@@ -78,7 +78,7 @@ def test_a_stubborn_process_is_dead_before_the_lease_ends_when_the_session_is_lo
     shop = cluster("redis", processes=STUBBORN)
     leader, standby = scenes.leader_and_standby(shop, task_seconds=0.01)
     token = scenes.acts(shop, PROCESS)
-    shop.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted group by pid")
+    scenes.terminate_leaders(shop)
     scenes.acts(shop, PROCESS, token)
     shop.referee().verdict(PROCESS)
     assert scenes.gap(shop, PROCESS, token) < LEASE

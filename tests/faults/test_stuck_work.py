@@ -28,10 +28,6 @@ def two_workers(cluster: Cluster) -> tuple[Worker, Worker]:
     return leader, standby
 
 
-def lose_session(cluster: Cluster) -> None:
-    cluster.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted")
-
-
 @pytest.mark.parametrize("broker", ["rabbitmq", pytest.param("redis", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads",))])
 def test_a_leader_whose_main_loop_hangs_is_deposed(cluster: MakeCluster, broker: str, pool: str) -> None:
@@ -82,7 +78,7 @@ def test_a_task_that_nothing_can_interrupt_is_dead_before_the_next_leader_acts(
     shop.send(1, seconds=SLEEP, task=task)
     scenes.wait_for_runs(shop, "1", 1)
     token = shop.token(QUEUE)
-    lose_session(shop)
+    scenes.terminate_leaders(shop)
     shop.leader(QUEUE, other_than=token, timeout=PATIENCE)
     wait_until(lambda: len(shop.referee().task_runs(QUEUE)) > 1, PATIENCE, "the task to be given to somebody else")
     shop.referee().verdict(QUEUE)
@@ -99,7 +95,7 @@ def test_a_stuck_worker_goes_on_where_that_is_wanted_and_says_so(cluster: MakeCl
     shop.send(1, seconds=12.0, task="sleeps")
     scenes.wait_for_runs(shop, "1", 1)
     token = shop.token(QUEUE)
-    lose_session(shop)
+    scenes.terminate_leaders(shop)
     assert shop.leader(QUEUE, other_than=token, timeout=PATIENCE) is standby
     scenes.ended(shop, 1)
     assert leader.is_running

@@ -61,7 +61,7 @@ def test_they_are_dead_when_the_drain_of_a_lost_term_ends(cluster: MakeCluster) 
     shop = cluster("rabbitmq", processes={})
     _, old = parent_at_work(shop)
     token = shop.token(QUEUE)
-    shop.query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted group by pid")
+    scenes.terminate_leaders(shop)
     is_taken_over(shop, old, token)
 
 
