@@ -46,6 +46,34 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     primary key (key, token)
 )""",
     ),
+    (
+        # What a beat knows of each entry of its schedule.
+        """create table {prefix}entry (
+    key bigint not null,
+    name text not null,
+    last_run_at timestamptz not null,
+    run_count bigint not null default 0,
+    skipped_count bigint not null default 0,
+    seen_at timestamptz not null default clock_timestamp(),
+    primary key (key, name)
+) with (fillfactor = 50)""",
+        # Every tick that was claimed: `attempts` counts the publications that were begun, `run_by` is the one whose
+        # message was run, `settled_at` is when the beat knew what had become of it.
+        """create table {prefix}tick (
+    id uuid primary key,
+    key bigint not null,
+    entry text not null,
+    due_at timestamptz not null,
+    token bigint not null,
+    claimed_at timestamptz not null default clock_timestamp(),
+    attempts smallint not null default 1,
+    settled_at timestamptz,
+    failure text,
+    run_by uuid,
+    run_at timestamptz
+)""",
+        "create index highlander_tick_open on {prefix}tick (key) where settled_at is null",
+    ),
 )
 VERSION = len(MIGRATIONS)
 
@@ -69,6 +97,7 @@ def grants(schema: str, role: str) -> str:
     usage = f'grant usage on schema "{schema}" to {role}; ' if schema else ""
     return (
         f"{usage}grant select, insert, update on {names}singleton, {names}term to {role}; "
+        f"grant select, insert, update, delete on {names}entry, {names}tick to {role}; "
         f"grant delete on {names}term to {role}; grant select on {names}migration to {role};"
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 TABLES = "select schemaname || '.' || tablename from pg_tables where tablename like 'highlander%' order by 1"
-ALL = ["highlander_migration", "highlander_singleton", "highlander_term"]
+ALL = [f"highlander_{name}" for name in ("entry", "migration", "singleton", "term", "tick")]
 
 
 def connect(url: str) -> Connection:
@@ -92,7 +92,7 @@ def test_the_script_does_what_the_migration_does(connection: Connection, databas
     )
     migrations.migrate(connection, "")
     migrated = database.execute(columns)
-    database.execute("drop table highlander_migration, highlander_singleton, highlander_term")
+    database.execute(f"drop table {', '.join(ALL)}")
     database.execute(migrations.script(""))
     assert database.execute(columns) == migrated
     migrations.ensure(connection, "", may_migrate=False)
