@@ -13,9 +13,14 @@ from celery_highlander.errors import ConfigurationError
 
 PREFIX = "highlander_"
 DEFAULT_QUEUE = "highlander"
+BEAT = "beat"
+"""The name of the singleton that is the beat."""
+OTHERS = "*"
+"""Stands for every entry of the schedule that is not named itself."""
 _NAME = re.compile(r"[A-Za-z0-9_.:@/+-]{1,100}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,28}")  # shows in application_name, which holds 63 bytes
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_PATH = re.compile(r"[\w.]+[:.]\w[\w.]*")
 _DRIVERS = ("psycopg2", "psycopg")
 _EXAMPLE = "'postgresql+psycopg2://app@db/shop'"
 _DAY = 86400
@@ -49,6 +54,11 @@ class Settings:
         on_stuck: what becomes of a worker whose tasks cannot be stopped before the lease ends: `kill`, or `continue`,
             which is unsafe: the next leader acts beside it.
         queue_concurrency: how many tasks of a queue may run at once, by the queue's name; with 1 they run in order.
+        beat: run the beat beside exactly one worker.
+        beat_scheduler: the scheduler class that the beat guards, `module:Class`; the one with the ledger if empty.
+        beat_missed: which ticks are made up for that came due while nobody published them: `latest`, `all` or `skip`;
+            or one of these by the entry's name, with `*` for all others.
+        beat_grace_time: after how many seconds a tick is too old for that (None: never); or by the entry's name.
         eligible: whether this node may lead at all (`--highlander-eligible`).
         priority: nodes of a higher priority lead first (`--highlander-priority`).
     """
@@ -71,6 +81,10 @@ class Settings:
     progress_timeout: float = 30.0
     on_stuck: str = "kill"
     queue_concurrency: Mapping[str, int] = field(default_factory=dict)
+    beat: bool = False
+    beat_scheduler: str = ""
+    beat_missed: str | Mapping[str, str] = "latest"
+    beat_grace_time: float | Mapping[str, float | None] | None = None
     eligible: bool = True
     priority: int = 0
 
@@ -99,6 +113,7 @@ DURATIONS = (
     "progress_timeout",
 )
 ON_STUCK = ("kill", "continue")
+MISSED = ("latest", "all", "skip")
 KNOWN = frozenset(spec.name for spec in fields(Settings))
 
 
@@ -146,7 +161,7 @@ def _normalise(given: dict[str, object]) -> list[str]:  # noqa: C901  # a list o
                 problems.append(f"{full} = {value!r} is not a number of seconds above 0 and below a day")
             else:
                 given[name] = float(value)
-        elif name in ("migrate", "eligible"):
+        elif name in ("migrate", "eligible", "beat"):
             if not isinstance(value, bool):
                 problems.append(f"{full} = {value!r} is neither True nor False")
         elif name == "priority":
@@ -158,12 +173,18 @@ def _normalise(given: dict[str, object]) -> list[str]:  # noqa: C901  # a list o
             problems += _check_processes(given)
         elif name == "queue_concurrency":
             problems += _check_concurrency(value)
+        elif name == "beat_missed":
+            problems += _check_missed(value)
+        elif name == "beat_grace_time":
+            problems += _check_grace_time(value)
         elif name == "url":
             problems += check_url(value) if value != "" else []  # as good as not set
         elif not isinstance(value, str):
             problems.append(f"{full} = {value!r} is not a string")
         elif name == "on_stuck" and value not in ON_STUCK:
             problems.append(f"{full} = {value!r} is neither 'kill' nor 'continue'")
+        elif name == "beat_scheduler" and value and not _PATH.fullmatch(value):
+            problems.append(f"{full} = {value!r} is not a dotted path like 'django_celery_beat.schedulers:DatabaseScheduler'")
         elif name == "namespace" and not _NAMESPACE.fullmatch(value):
             problems.append(f"{full} = {value!r} is not 1 to 28 letters, digits, '_', '.' or '-'")
         elif name == "schema" and value and not _SCHEMA.fullmatch(value):
@@ -192,9 +213,32 @@ def _check_processes(given: dict[str, object]) -> list[str]:
     for name, path in value.items():
         if check_name(name):
             problems.append(f"{PREFIX}processes: {check_name(name)}")
-        if not isinstance(path, str) or not re.fullmatch(r"[\w.]+[:.]\w[\w.]*", path):
+        if not isinstance(path, str) or not _PATH.fullmatch(path):
             problems.append(f"{PREFIX}processes[{name!r}] = {path!r} is not a dotted path like 'shop.feeds:price_feed'")
     return problems
+
+
+def _check_missed(value: object) -> list[str]:
+    wanted = value if isinstance(value, Mapping) else {OTHERS: value}
+    return [
+        f"{PREFIX}beat_missed = {policy!r}{_of_entry(name)} is none of {', '.join(map(repr, MISSED))}"
+        for name, policy in wanted.items()
+        if policy not in MISSED
+    ]
+
+
+def _check_grace_time(value: object) -> list[str]:
+    wanted = value if isinstance(value, Mapping) else {OTHERS: value}
+    return [
+        f"{PREFIX}beat_grace_time = {seconds!r}{_of_entry(name)} is neither None nor a number of seconds above 0"
+        for name, seconds in wanted.items()
+        if seconds is not None
+        and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0)
+    ]
+
+
+def _of_entry(name: object) -> str:
+    return "" if name == OTHERS else f" for the entry {name!r}"
 
 
 def _check_concurrency(value: object) -> list[str]:

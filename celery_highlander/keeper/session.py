@@ -34,11 +34,13 @@ class SessionPlan:
     Attributes:
         target: returns where to connect to; asked anew for every session, may take its time, may raise.
         keys: the lock key of each singleton.
+        group: what the nodes have in common that share them, as shown in `pg_stat_activity`.
     """
 
     target: Callable[[], connecting.Target]
     keys: Mapping[str, int]
     namespace: str
+    group: str
     schema: str
     migrate: bool
     timing: Timing
@@ -48,7 +50,7 @@ class SessionPlan:
 
     def name(self, *, eligible: bool) -> str:
         """How the session shows in `pg_stat_activity`."""
-        return application_name(self.namespace, self.who.node, self.priority, eligible=eligible)
+        return application_name(self.group, self.who.node, self.priority, eligible=eligible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class LockSession(threading.Thread):
         server = connecting.check_server(connection)
         migrations.ensure(connection, plan.schema, may_migrate=plan.migrate)
         connecting.guard_session(connection, plan.timing)
-        terms = Terms(connection, server, plan.keys, plan.namespace, plan.schema, plan.timing.lease)
+        terms = Terms(connection, server, plan.keys, plan.namespace, plan.schema, plan.timing.lease, plan.group)
         terms.check_collisions()
         terms.rehearse(plan.who)
         terms.listen()

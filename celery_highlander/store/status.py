@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from celery_highlander.config import BEAT
 from celery_highlander.errors import SchemaError, StandbyServerError
 from celery_highlander.store.connecting import (
     ANSWER_TIMEOUT,
@@ -19,13 +21,14 @@ from celery_highlander.store.connecting import (
     without_password,
 )
 from celery_highlander.store.migrations import prefix, roll_back, version_of
-from celery_highlander.store.terms import member_of
+from celery_highlander.store.terms import beat_group, member_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import Connection
+
+_NONE: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,17 @@ left join lateral (
 ) last on true"""
 
 
-def read(target: Target, namespace: str, schema: str, keys: Mapping[str, int]) -> list[SingletonStatus]:
+def read(
+    target: Target, namespace: str, schema: str, keys: Mapping[str, int], alone: Mapping[str, int] = _NONE
+) -> list[SingletonStatus]:
     """Return the status of each singleton, in the order of `keys`.
+
+    Args:
+        target: where to connect to.
+        namespace: the namespace.
+        schema: the schema of the tables.
+        keys: the lock keys of the singletons of the workers, by name.
+        alone: those of singletons that nodes of their own may lead; shown if one ever did.
 
     Raises:
         DatabaseUnavailableError: the server does not answer.
@@ -98,7 +110,7 @@ def read(target: Target, namespace: str, schema: str, keys: Mapping[str, int]) -
     connection = open_connection(target, f"highlander-status {namespace}")
     try:
         with patience(connection):
-            return read_with(connection, namespace, schema, keys)
+            return read_with(connection, namespace, schema, keys, alone)
     except DBAPIError as error:
         message = without_password(str(error.orig), target)
         if "permission denied" in message:
@@ -110,17 +122,21 @@ def read(target: Target, namespace: str, schema: str, keys: Mapping[str, int]) -
         connection.close()
 
 
-def read_with(connection: Connection, namespace: str, schema: str, keys: Mapping[str, int]) -> list[SingletonStatus]:
+def read_with(
+    connection: Connection, namespace: str, schema: str, keys: Mapping[str, int], alone: Mapping[str, int] = _NONE
+) -> list[SingletonStatus]:
     """Like `read`, over a connection that is open, in autocommit mode; changes nothing, not even the session."""
     connection.execute(text("begin read only"))
     try:
         connection.execute(text(f"set local statement_timeout = '{ANSWER_TIMEOUT:g}s'"))
-        return _read(connection, namespace, schema, keys)
+        return _read(connection, namespace, schema, keys, alone)
     finally:
         roll_back(connection)
 
 
-def _read(connection: Connection, namespace: str, schema: str, keys: Mapping[str, int]) -> list[SingletonStatus]:
+def _read(
+    connection: Connection, namespace: str, schema: str, keys: Mapping[str, int], alone: Mapping[str, int]
+) -> list[SingletonStatus]:
     if connection.execute(text("select pg_is_in_recovery()")).scalar():
         raise StandbyServerError(
             "the database URL leads to a hot standby, which does not know who leads.", STANDBY_CURE
@@ -132,12 +148,19 @@ def _read(connection: Connection, namespace: str, schema: str, keys: Mapping[str
         )
     activity = connection.execute(
         text("select application_name from pg_stat_activity where datname = current_database()")
-    ).scalars()
-    nodes = {member.node for name in activity if (member := member_of(name or "", namespace)) and member.eligible}
-    names = {key: name for name, key in keys.items()}
+    ).all()
+    workers, beats = (
+        {member.node for (name,) in activity if (member := member_of(name or "", group)) and member.eligible}
+        for group in (namespace, beat_group(namespace))
+    )
+    names = {key: name for name, key in [*keys.items(), *alone.items()]}
     rows = connection.execute(text(_STATUS.format(prefix=prefix(schema))), {"keys": list(names)}).all()
-    found = {row[0]: _status_of(names[row[0]], namespace, nodes, *row[1:]) for row in rows}
-    return [found[key] for key in keys.values()]
+    found = {}
+    for key, token, *row in rows:
+        if token is not None or names[key] in keys:
+            nodes = (workers if names[key] in keys else set()) | (beats if names[key] == BEAT else set())
+            found[key] = _status_of(names[key], namespace, nodes, token, *row)
+    return [found[key] for key in names if key in found]
 
 
 def _status_of(
@@ -158,7 +181,7 @@ def _status_of(
     last_ended_at: datetime | None,
     last_reason: str | None,
 ) -> SingletonStatus:
-    holder = member_of(application_name or "", namespace)
+    holder = member_of(application_name or "", namespace) or member_of(application_name or "", beat_group(namespace))
     held = holder is not None and holder.node == node and not over
     if not held:
         state = "waiting" if holder is not None and holder.node != node else "free"  # it is about to begin its term

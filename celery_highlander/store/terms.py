@@ -36,7 +36,7 @@ successor waits for the whole lease.
 _EPOCH_2020 = 1577836800
 _LOCK_NOT_AVAILABLE = "55P03"
 _BUSY_REST = 0.2
-_MEMBER = re.compile(r"highlander (?P<namespace>\S+) (?P<node>\S+) (?P<eligible>[px])(?P<priority>-?\d{1,3})")
+_MEMBER = re.compile(r"highlander (?P<group>\S+) (?P<node>\S+) (?P<eligible>[px])(?P<priority>-?\d{1,3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +53,20 @@ def channel(namespace: str) -> str:
     return f"highlander_{hashlib.blake2b(namespace.encode(), digest_size=8).hexdigest()}"
 
 
-def application_name(namespace: str, node: str, priority: int, *, eligible: bool) -> str:
+def beat_group(namespace: str) -> str:
+    """Return the group of the beats that are nodes of their own: they share nothing with the workers but the beat."""
+    return f"{namespace}+beat"
+
+
+def application_name(group: str, node: str, priority: int, *, eligible: bool) -> str:
     """Return the session's name in `pg_stat_activity`, from which nodes count each other; 63 bytes at most."""
-    return f"highlander {namespace} {node} {'p' if eligible else 'x'}{priority}"
+    return f"highlander {group} {node} {'p' if eligible else 'x'}{priority}"
 
 
-def member_of(name: str, namespace: str) -> Member | None:
-    """Return the node that an `application_name` tells of, if it is one of this namespace."""
+def member_of(name: str, group: str) -> Member | None:
+    """Return the node that an `application_name` tells of, if it is one of this group."""
     parts = _MEMBER.fullmatch(name)  # anybody may name a session as they like
-    if parts is None or parts["namespace"] != namespace:
+    if parts is None or parts["group"] != group:
         return None
     return Member(parts["node"], int(parts["priority"]), parts["eligible"] == "p")
 
@@ -74,13 +79,21 @@ class Terms:
     """
 
     def __init__(
-        self, connection: Connection, server: Server, keys: Mapping[str, int], namespace: str, schema: str, lease: float
+        self,
+        connection: Connection,
+        server: Server,
+        keys: Mapping[str, int],
+        namespace: str,
+        schema: str,
+        lease: float,
+        group: str = "",
     ) -> None:
         self._connection = connection
         self._server = server
         self._keys = keys
         self._names = {key: name for name, key in keys.items()}
         self._namespace = namespace
+        self._group = group or namespace
         self._lease = lease
         self._statements = {name: text(sql.format(prefix=prefix(schema))) for name, sql in _SQL.items()}
         self._recorded: set[tuple[int, int]] = set()
@@ -138,8 +151,8 @@ class Terms:
         }
 
     def members(self) -> tuple[Member, ...]:
-        """Return the nodes of the namespace whose lock sessions live."""
-        found = (member_of(name, self._namespace) for (name,) in self._run("members"))
+        """Return the nodes of the group whose lock sessions live."""
+        found = (member_of(name, self._group) for (name,) in self._run("members"))
         return tuple(sorted((member for member in found if member), key=lambda member: member.node))
 
     def begin(self, names: Iterable[str], who: Identity, sent_at: float) -> dict[str, Begun | BeginFailed]:

@@ -13,6 +13,7 @@ from celery.app import utils as app_utils
 from celery.bin.base import CeleryOption
 
 from celery_highlander.config import (
+    BEAT,
     MAX_PRIORITY,
     PREFIX,
     Settings,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., object])
 
 _INSTALLED: WeakKeyDictionary[Celery, Highlander] = WeakKeyDictionary()
+
+_BEAT_PATH = "celery_highlander.beat.service:run"
 
 _TWO_OF_A_NAME = "there are two singletons of the name {!r}; names are unique, rename one"
 
@@ -67,6 +70,7 @@ class Highlander:
 
     Example:
         >>> highlander = Highlander(app)
+        >>> highlander.beat()
         >>> highlander.queue("ledger")
         >>> @highlander.process
         ... def price_feed(leadership):
@@ -125,6 +129,13 @@ class Highlander:
         if concurrency is not None and (problem := check_concurrency(name, concurrency)):
             self._mistakes[problem] = None
         self._queues[name] = concurrency
+
+    def beat(self) -> None:
+        """Run the beat beside exactly one worker, in a process of its own; as the setting `highlander_beat` does.
+
+        Every worker with the plugin takes part, and so does every `celery beat -S highlander`: one of them is active.
+        """
+        self.process(_BEAT_PATH, name=BEAT)
 
     def process(
         self, target: Function | str | None = None, *, name: str | None = None
@@ -188,11 +199,14 @@ class Highlander:
                 parse_url(settings.url)
             except ConfigurationError as error:
                 problems.append(error.message)
+        declared = self._processes if not settings.beat else {**self._processes, BEAT: _BEAT_PATH}
         problems += [
             _TWO_OF_A_NAME.format(name)
-            for name in [*self._queues, *self._processes]
-            if name in settings.processes or (name in settings.queues and name in self._processes)
+            for name in [*self._queues, *declared]
+            if name in settings.processes or (name in settings.queues and name in declared)
         ]
+        if settings.beat and BEAT in self._queues:
+            problems.append(_TWO_OF_A_NAME.format(BEAT))
         unknown = sorted(set(settings.queue_concurrency) - set(self.queues(settings)))
         problems += [f"highlander_queue_concurrency names {name!r}, which is no singleton queue" for name in unknown]
         return problems
@@ -208,11 +222,16 @@ class Highlander:
 
     def processes(self, settings: Settings) -> dict[str, str]:
         """Return all singleton processes: name to dotted path."""
-        return {**settings.processes, **self._processes}
+        beat = {BEAT: _BEAT_PATH} if settings.beat else {}
+        return {**settings.processes, **beat, **self._processes}
 
     def keys(self, settings: Settings) -> dict[str, int]:
         """Return the lock keys of all singletons."""
         return check_names(settings.namespace, [*self.queues(settings), *self.processes(settings)])
+
+    def beat_key(self, settings: Settings) -> int:
+        """Return the lock key of the beat, whether workers run it or processes of its own."""
+        return check_names(settings.namespace, dict.fromkeys([*self.keys(settings), BEAT]))[BEAT]
 
     def target(self, settings: Settings) -> Target:
         """Return where to connect to.
@@ -238,7 +257,9 @@ class Highlander:
             LockSessionError: the database cannot be asked.
         """
         settings = self.settings()
-        return store_status.read(self.target(settings), settings.namespace, settings.schema, self.keys(settings))
+        keys = self.keys(settings)
+        alone = {} if BEAT in keys else {BEAT: self.beat_key(settings)}
+        return store_status.read(self.target(settings), settings.namespace, settings.schema, keys, alone)
 
     def whereis(self, name: str) -> str | None:
         """Return the node name of the leader of `name`, usable as Celery's `destination=`; None where nobody leads."""

@@ -126,3 +126,8 @@ def current_leadership() -> Leadership:
 def set_current(leadership: Leadership | None) -> None:
     """Set, or with None forget, the leadership of the present work."""
     _current.set(leadership)
+
+
+def present_leadership() -> Leadership | None:
+    """Return the leadership of the present work; None where there is none."""
+    return _current.get()

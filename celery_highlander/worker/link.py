@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from celery_highlander.store.connecting import Target
     from celery_highlander.worker.broker import BrokerWatch
     from celery_highlander.worker.deadman import DeadMansSwitch
-    from celery_highlander.worker.progress import LoopWatch
 
 logger = logging.getLogger("celery_highlander")
 
@@ -73,9 +72,32 @@ class Work(Protocol):
         """Kill what is overdue; return whether no work is left."""
 
 
+class Progress(Protocol):
+    """Whether what does the work makes progress. Called on the link's thread.
+
+    Attributes:
+        timeout: seconds without progress after which it counts as hung.
+    """
+
+    timeout: float
+
+    def is_hung(self, now: float) -> bool:
+        """Return whether it hangs."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkPlan:
-    """What the link needs to know: settings, lock keys, the worker's name, and how processes are launched."""
+    """What the link needs to know.
+
+    Attributes:
+        keys: the lock keys of the singletons, by name.
+        worker: under which name the process is shown.
+        processes: the singleton processes, by name: dotted paths.
+        load: how they are launched.
+        target: returns where to connect to.
+        target_changes: whether it has to be asked for each connection.
+        group: whom this node shares its singletons with; the namespace if empty.
+    """
 
     settings: Settings
     keys: dict[str, int]
@@ -84,6 +106,7 @@ class LinkPlan:
     load: dict[str, Any]
     target: Callable[[], Target]
     target_changes: bool
+    group: str = ""
 
 
 @dataclass(slots=True)
@@ -118,11 +141,11 @@ class KeeperLink:
         announce: runs a function that tells the application of something, on a thread where that is allowed.
     """
 
-    def __init__(self, plan: LinkPlan, broker: BrokerWatch) -> None:
+    def __init__(self, plan: LinkPlan, broker: BrokerWatch | None) -> None:
         self._plan = plan
         self._broker = broker
         self.works: dict[str, Work] = {}
-        self.loop: LoopWatch | None = None
+        self.loop: Progress | None = None
         self.switch: DeadMansSwitch | None = None
         self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
         self._timing = plan.settings.timing
@@ -288,7 +311,7 @@ class KeeperLink:
                 self._stop(name, held.token, "lease not renewed in time", deadline, lost=True)
 
     def _watch_broker(self, now: float) -> None:
-        gone = self._broker.gone_since(now)
+        gone = self._broker.gone_since(now) if self._broker is not None else None
         timeout = self._plan.settings.broker_timeout
         if gone is None and self._without_broker:
             self._without_broker = False
@@ -355,6 +378,7 @@ class KeeperLink:
             worker_timeout=settings.worker_timeout,
             keys=self._plan.keys,
             namespace=settings.namespace,
+            group=self._plan.group or settings.namespace,
             schema=settings.schema,
             migrate=settings.migrate,
             priority=settings.priority,
