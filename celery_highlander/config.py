@@ -184,7 +184,9 @@ def _normalise(given: dict[str, object]) -> list[str]:  # noqa: C901  # a list o
         elif name == "on_stuck" and value not in ON_STUCK:
             problems.append(f"{full} = {value!r} is neither 'kill' nor 'continue'")
         elif name == "beat_scheduler" and value and not _PATH.fullmatch(value):
-            problems.append(f"{full} = {value!r} is not a dotted path like 'django_celery_beat.schedulers:DatabaseScheduler'")
+            problems.append(
+                f"{full} = {value!r} is not a dotted path like 'django_celery_beat.schedulers:DatabaseScheduler'"
+            )
         elif name == "namespace" and not _NAMESPACE.fullmatch(value):
             problems.append(f"{full} = {value!r} is not 1 to 28 letters, digits, '_', '.' or '-'")
         elif name == "schema" and value and not _SCHEMA.fullmatch(value):

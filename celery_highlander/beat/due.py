@@ -73,13 +73,12 @@ def look(
     if not is_predictable(ticker):
         return _observe(ticker, last, now)
     due: list[datetime] = []
-    skipped = seen = 0
+    skipped = 0
     oldest = None if grace is None else now - timedelta(seconds=grace)
     following = last
-    for following in _after(ticker, last):
+    for seen, following in enumerate(_after(ticker, last)):
         if following > now or seen == STEPS or len(due) == limit:
             break
-        seen += 1
         last = following
         if (oldest is not None and following < oldest) or (policy == "skip" and following < acting_since):
             skipped += 1

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from celery_highlander.beat.publishing import Publishing
 
 
-@functools.lru_cache(maxsize=None)
-def guarded(kind: type[Scheduler]) -> type[Scheduler]:
+@functools.cache
+def guarded(kind: Any) -> type[Scheduler]:
     """Return a subclass of `kind` that publishes under a `Publishing`, given as the argument `publishing`.
 
     Raises:
@@ -23,7 +23,7 @@ def guarded(kind: type[Scheduler]) -> type[Scheduler]:
     if not (isinstance(kind, type) and issubclass(kind, Scheduler)):
         raise ConfigurationError(f"highlander_beat_scheduler is {kind!r}, not a subclass of celery.beat.Scheduler")
 
-    class Guarded(kind):  # type: ignore[valid-type,misc]  # whichever it is
+    class Guarded(kind):  # whichever it is
         trouble = ""
 
         def __init__(self, app: Any, *args: Any, publishing: Publishing, **kwargs: Any) -> None:

@@ -200,7 +200,7 @@ class LedgerScheduler(Scheduler):
         if self._open:
             return 0.0
         wait = (self._queue[0][0] - now).total_seconds() if self._queue else self.max_interval
-        return max(0.0, min(wait, self.max_interval))
+        return max(0.0, min(float(wait), float(self.max_interval)))
 
     def _claim(self) -> None:
         """Claim what is due, and publish it."""
@@ -224,8 +224,8 @@ class LedgerScheduler(Scheduler):
         if not advances:
             return
         claimed = self._ledger.claim(advances)
-        ticks = [tick for advance in advances for tick in advance.ticks if tick.id in claimed]
-        self._open.extend(sorted(ticks, key=lambda tick: tick.due_at))
+        mine = [tick for advance in advances for tick in advance.ticks if tick.id in claimed]
+        self._open.extend(sorted(mine, key=lambda tick: tick.due_at))
         self._publish()
 
     def _look(self, entry: ScheduleEntry, now: datetime, limit: int) -> Missed:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from celery_highlander.worker.leadership import Leadership
 
 
-class NotLeading(BaseException):  # noqa: N818  # no error, and not for those who catch errors around a publication
+class NotLeading(BaseException):  # no error, and not for those who catch errors around a publication
     """The term is over: unwinds whatever is about to publish."""
 
 

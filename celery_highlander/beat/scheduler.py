@@ -166,7 +166,7 @@ class HighlanderScheduler(Scheduler):
         finally:
             self._in_tick = False
         self._succeeded()
-        return max(0.0, min(float(wait or 0.0), self._inner.max_interval))
+        return max(0.0, min(float(wait or 0.0), float(self._inner.max_interval)))
 
     def _failed(self, candidacy: Candidacy, reason: str, error: Exception | None = None) -> float:
         now = time.monotonic()

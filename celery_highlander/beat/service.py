@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from celery_highlander.worker.leadership import Leadership
 
 
-def run(leadership: Leadership) -> None:
+def run(leadership: Leadership) -> None:  # noqa: ARG001  # the scheduler asks for the present one
     """Tick until the leadership ends. It has no remote control: the worker answers for this node."""
     service = Service(current_app._get_current_object(), scheduler_cls=HighlanderScheduler, remote_control=False)
     service.start(embedded_process=True)

@@ -100,7 +100,7 @@ class Keeper:
             target=self._target,
             keys=hello["keys"],
             namespace=hello["namespace"],
-            group=hello.get("group", hello["namespace"]),
+            group=hello.get("group") or hello["namespace"],
             schema=hello["schema"],
             migrate=hello.get("migrate", True),
             timing=self._timing,

@@ -32,7 +32,7 @@ SETTLED_KEPT = 600.0
 """Seconds for which a tick that was published once stays on record."""
 
 REPUBLISHED_KEPT = 7 * 86400.0
-"""Seconds for which a tick that was published more than once does: for as long its second message may wait in a queue."""
+"""Seconds for which a tick that was published more than once does: so long may its second message wait in a queue."""
 
 ABSENCE_KEPT = 3600.0
 """Seconds for which an entry that is no longer in the schedule is remembered, while a beat with others runs. During a
@@ -62,7 +62,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """How an entry moves on: `last_run_at` is new, `skipped` more ticks were passed over, `ticks` are to be published."""
+    """How an entry moves on: to `last_run_at`; `skipped` ticks were passed over, `ticks` are to be published."""
 
     entry: str
     last_run_at: datetime
@@ -99,9 +99,7 @@ class Ledger:
         Raises:
             StaleTermError: a later term has begun.
         """
-        rows = self._run(
-            "load", names=list(started), started=list(started.values()), absence=ABSENCE_KEPT
-        ).all()
+        rows = self._run("load", names=list(started), started=list(started.values()), absence=ABSENCE_KEPT).all()
         if not rows and started:
             raise _stale(self._term["token"])
         return {name: EntryState(last, runs, skipped) for name, last, runs, skipped in rows}
@@ -163,9 +161,7 @@ class Ledger:
         return int(self._run("prune", once=SETTLED_KEPT, more=REPUBLISHED_KEPT).rowcount)
 
 
-def claim_runs(
-    connection: Connection, schema: str, wanted: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], bool]:
+def claim_runs(connection: Connection, schema: str, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bool]:
     """Say for each (tick, copy of its message) whether it may be run: it is the first copy, or was that before.
 
     A tick that is not on record any more had one copy alone.
@@ -177,7 +173,9 @@ def claim_runs(
 
 def statements(schema: str, sql: Mapping[str, str]) -> dict[str, TextClause]:
     """Return the statements for the tables of a schema."""
-    return {name: text(statement.format(prefix=prefix(schema))) for name, statement in sql.items()}
+    names = prefix(schema)
+    term = _TERM.format(prefix=names)
+    return {name: text(statement.format(prefix=names, term=term)) for name, statement in sql.items()}
 
 
 def _stale(token: int) -> StaleTermError:
@@ -192,11 +190,11 @@ _TERM = """term as materialized (
 )"""
 
 _SQL = {
-    "load": f"""
-with {_TERM}, newest as (
-    select max(seen_at) as seen_at from {{prefix}}entry where key = :key
+    "load": """
+with {term}, newest as (
+    select max(seen_at) as seen_at from {prefix}entry where key = :key
 ), loaded as (
-    insert into {{prefix}}entry as e (key, name, last_run_at)
+    insert into {prefix}entry as e (key, name, last_run_at)
     select :key, wanted.name, wanted.started
     from unnest(cast(:names as text[]), cast(:started as timestamptz[])) as wanted (name, started)
     where exists (select from term)
@@ -211,15 +209,15 @@ select * from loaded""",
     "seen": """
 update {prefix}entry set seen_at = clock_timestamp() where key = :key and name = any(cast(:names as text[]))""",
     "open": "select id::text from {prefix}tick where key = :key and settled_at is null",
-    "again": f"""
-with {_TERM}
-update {{prefix}}tick set attempts = attempts + 1, token = :token
+    "again": """
+with {term}
+update {prefix}tick set attempts = attempts + 1, token = :token
 where id = any(cast(cast(:ids as text[]) as uuid[])) and exists (select from term)
 returning id::text, entry, due_at, attempts""",
     # The row of each advance comes back, with or without ticks: none at all means that the term is over.
-    "claim": f"""
-with {_TERM}, moved as (
-    update {{prefix}}entry e
+    "claim": """
+with {term}, moved as (
+    update {prefix}entry e
     set last_run_at = wanted.last, run_count = e.run_count + wanted.runs,
         skipped_count = e.skipped_count + wanted.skipped
     from unnest(
@@ -227,7 +225,7 @@ with {_TERM}, moved as (
     ) as wanted (name, last, runs, skipped)
     where e.key = :key and e.name = wanted.name and exists (select from term)
 ), claimed as (
-    insert into {{prefix}}tick (id, key, entry, due_at, token)
+    insert into {prefix}tick (id, key, entry, due_at, token)
     select wanted.id, :key, wanted.entry, wanted.due_at, :token
     from unnest(cast(cast(:ids as text[]) as uuid[]), cast(:entries as text[]), cast(:due as timestamptz[]))
         as wanted (id, entry, due_at)
@@ -249,7 +247,8 @@ where key = :key
 _RUNS = {
     "runs": """
 with wanted as (
-    select * from unnest(cast(cast(:ids as text[]) as uuid[]), cast(cast(:copies as text[]) as uuid[])) as wanted (id, copy)
+    select * from unnest(cast(cast(:ids as text[]) as uuid[]), cast(cast(:copies as text[]) as uuid[]))
+        as wanted (id, copy)
 ), ran as (
     update {prefix}tick t set run_by = wanted.copy, run_at = coalesce(t.run_at, clock_timestamp())
     from wanted where t.id = wanted.id and (t.run_by is null or t.run_by = wanted.copy)

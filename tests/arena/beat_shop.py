@@ -27,7 +27,7 @@ class Unspeakable:
 class Failing(schedule):
     """Raises whenever it is asked."""
 
-    def is_due(self, last_run_at: object) -> Any:
+    def is_due(self, last_run_at: object) -> Any:  # noqa: ARG002  # as Celery calls it
         raise RuntimeError("the calendar is gone")
 
 
@@ -48,7 +48,7 @@ app.conf.beat_schedule = {name: _entry(name, fields) for name, fields in ENTRIES
 
 
 @app.task(name="run", bind=True, acks_late=True, reject_on_worker_lost=True)
-def run(self: Task, entry: str, **kwargs: Any) -> None:
+def run(self: Task, entry: str, **_: Any) -> None:
     """One run of an entry."""
     mark = (self.request.headers or {}).get("highlander_tick") or {}
     note(EXECUTIONS, entry, mark.get("due_at", ""), self.request.id or "", mark.get("copy", ""))

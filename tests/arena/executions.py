@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from tests.arena.journal import now_ns
@@ -57,7 +57,7 @@ def missing(runs: list[Execution], intervals: dict[str, float]) -> dict[str, lis
     for entry, seconds in intervals.items():
         due = sorted({run.due_at for run in runs if run.entry == entry})
         if not due:
-            holes[entry] = [datetime.max]
+            holes[entry] = [datetime.max.replace(tzinfo=timezone.utc)]
             continue
         step = timedelta(seconds=seconds)
         expected = [due[0] + n * step for n in range(round((due[-1] - due[0]) / step) + 1)]

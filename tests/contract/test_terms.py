@@ -104,7 +104,9 @@ def test_tokens_rise_from_term_to_term(url: str) -> None:
 def test_tokens_rise_where_the_tables_were_dropped_and_made_anew(url: str, database: Database) -> None:
     with Node(url) as node:
         before = node.lead().token
-    database.execute("drop table highlander_singleton, highlander_term, highlander_entry, highlander_tick, highlander_migration")
+    database.execute(
+        "drop table highlander_singleton, highlander_term, highlander_entry, highlander_tick, highlander_migration"
+    )
     # The floor is the server's clock in seconds; a second later is the earliest that a token can differ by it.
     wait_until(
         lambda: database.execute(

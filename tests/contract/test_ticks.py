@@ -114,7 +114,8 @@ def test_of_two_copies_at_once_one_is_run(ledger: Ledger, connection: Connection
     assert sorted(claim_runs(connection, "", copies).values()) == [False, False, True]
 
 
-def test_a_tick_that_is_not_on_record_any_more_is_run(ledger: Ledger, connection: Connection) -> None:
+@pytest.mark.usefixtures("ledger")
+def test_a_tick_that_is_not_on_record_any_more_is_run(connection: Connection) -> None:
     unknown = (str(uuid.uuid4()), str(uuid.uuid4()))
     assert claim_runs(connection, "", [unknown]) == {unknown: True}
 
@@ -127,7 +128,9 @@ def test_settled_ticks_go_soon_and_those_of_several_messages_late_and_open_ones_
     ledger.again([tick(2).id])
     ledger.settle({tick(n).id: None for n in (1, 2, 3)})
     assert ledger.prune() == 0
-    database.execute(f"update highlander_tick set settled_at = settled_at - interval '1 hour' where id <> '{tick(3).id}'")
+    database.execute(
+        f"update highlander_tick set settled_at = settled_at - interval '1 hour' where id <> '{tick(3).id}'"
+    )
     assert ledger.prune() == 1
     database.execute("update highlander_tick set settled_at = settled_at - interval '8 days'")
     assert ledger.prune() == 2

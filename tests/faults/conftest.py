@@ -15,6 +15,7 @@ from celery_highlander.election.node import Mark
 from celery_highlander.store import connecting, migrations
 from celery_highlander.store.terms import Identity, Terms
 from tests.arena import network
+from tests.arena.beats import BEAT, BeatCluster
 from tests.arena.cluster import Cluster
 from tests.arena.requirements import require
 from tests.arena.servers import Postgres, RabbitMQ, Redis
@@ -55,6 +56,21 @@ class MakeCluster(Protocol):
             conf: Further configuration.
             pool: The workers' pool.
         """
+
+
+class MakeBeats(Protocol):
+    """The `beats` fixture."""
+
+    def __call__(
+        self,
+        entries: Mapping[str, Mapping[str, Any]],
+        broker: str = "redis",
+        *,
+        driver: str = "psycopg2",
+        url: str | None = None,
+        conf: Mapping[str, Any] | None = None,
+    ) -> BeatCluster:
+        """Make a cluster without beats and workers, in which the beat has been led before."""
 
 
 class MakeHostCluster(Protocol):
@@ -107,13 +123,36 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, postgres: Database) 
         yield make
 
 
+@pytest.fixture
+def beats(request: pytest.FixtureRequest, tmp_path: Path, postgres: Database) -> Iterator[MakeBeats]:
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            entries: Mapping[str, Mapping[str, Any]],
+            broker: str = "redis",
+            *,
+            driver: str = "psycopg2",
+            url: str | None = None,
+            conf: Mapping[str, Any] | None = None,
+        ) -> BeatCluster:
+            lead_once(postgres.url("psycopg2"), [QUEUE, BEAT])
+            server: Redis | RabbitMQ = request.getfixturevalue(f"{broker}_server")
+            stack.callback(empty, server)
+            made = BeatCluster(url or postgres.url(driver), {"broker_url": server.url()}, tmp_path, entries, conf)
+            stack.enter_context(made)
+            stack.callback(_show, request.node, made)
+            return made
+
+        yield make
+
+
 def empty(server: Redis | RabbitMQ, url: str | None = None) -> None:
     """Throw all messages away; `url` is the way to the broker where it is not the direct one."""
     if isinstance(server, Redis):
         server.command("FLUSHALL")
         return
     with KombuConnection(url or server.url()) as connection:
-        for queue in (QUEUE, "celery"):
+        for queue in (QUEUE, "celery", "ticks"):
             with contextlib.suppress(*connection.channel_errors):
                 connection.channel().queue_delete(queue)
 

@@ -57,6 +57,10 @@ def test_every_setting_is_read() -> None:
         "progress_timeout": 60,
         "on_stuck": "continue",
         "queue_concurrency": {"ledger": 1},
+        "beat": True,
+        "beat_scheduler": "celery.beat:PersistentScheduler",
+        "beat_missed": {"*": "latest", "close-the-books": "all"},
+        "beat_grace_time": {"close-the-books": 3600},
         "eligible": False,
         "priority": -5,
     }

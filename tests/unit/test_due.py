@@ -87,7 +87,8 @@ def test_many_missed_ticks_are_taken_in_portions() -> None:
 @given(st.lists(st.floats(0.01, 40), max_size=30), st.sampled_from([0.3, 1.0, 7.0]))
 def test_however_often_one_looks_the_ticks_are_the_same(gaps: list[float], every: float) -> None:
     ticker = schedule(every, app=app())
-    last, now, found = NOON, NOON, []
+    last = now = NOON
+    found: list[datetime] = []
     for gap in gaps:
         now += timedelta(seconds=gap)
         missed = seen(ticker, last, now, "all")
@@ -138,11 +139,13 @@ def test_what_runs_once_a_day_runs_once_when_the_clocks_change(zone: str, which:
 
 
 @given(
-    st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC)),
+    st.integers(0, 365 * 86400).map(lambda seconds: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)),
     st.sampled_from([("*/5", "*"), ("0", "*/4"), ("17", "3,22"), ("*", "*")]),
     st.sampled_from(ZONES),
 )
-def test_a_crontab_agrees_with_celery_where_no_clock_changes(last: datetime, fields: tuple[str, str], zone: str) -> None:
+def test_a_crontab_agrees_with_celery_where_no_clock_changes(
+    last: datetime, fields: tuple[str, str], zone: str
+) -> None:
     minute, hour = fields
     ticker = cron(zone, minute=minute, hour=hour)
     following = next_due(ticker, last)
