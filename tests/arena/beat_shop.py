@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
+from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
 
 from celery_highlander import Highlander
@@ -31,6 +33,13 @@ class Failing(schedule):
         raise RuntimeError("the calendar is gone")
 
 
+def _hang() -> int:
+    """Hang on the nodes that `HIGHLANDER_ARENA_FAILS` is set for, once there have been some runs."""
+    if os.environ.get("HIGHLANDER_ARENA_FAILS") and list(EXECUTIONS.glob("executions.*")):
+        time.sleep(600)
+    return 1
+
+
 def _schedule(fields: dict[str, Any]) -> Any:
     if "seconds" in fields:
         return float(fields["seconds"])
@@ -38,7 +47,9 @@ def _schedule(fields: dict[str, Any]) -> Any:
 
 
 def _entry(name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    kwargs = {"bad": Unspeakable()} if fields.get("unspeakable") else {}
+    kwargs: dict[str, Any] = {"bad": Unspeakable()} if fields.get("unspeakable") else {}
+    if fields.get("hanging"):
+        kwargs = {"value": BeatLazyFunc(_hang)}
     options = {"queue": "ticks", **fields.get("options", {})}
     return {"task": "run", "schedule": _schedule(fields), "args": (name,), "kwargs": kwargs, "options": options}
 
