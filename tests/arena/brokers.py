@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 
 
 class Redis(Server):
-    """A Redis server without persistence.
+    """A Redis server.
 
     Args:
+        durable: Whether a restart keeps what it has; by default nothing is written to disk.
         listen: The address to listen on.
         netns: A network namespace to run in. `command` works from outside too.
     """
 
     purpose: ClassVar[str] = "redis"
 
-    def __init__(self, *, listen: str = "127.0.0.1", netns: str | None = None) -> None:
+    def __init__(self, *, durable: bool = False, listen: str = "127.0.0.1", netns: str | None = None) -> None:
         super().__init__(netns=netns)
+        self.durable = durable
         self.listen = listen
 
     @classmethod
@@ -57,7 +59,8 @@ class Redis(Server):
             "protected-mode": "no",
             "dir": str(self.directory),
             "save": "",
-            "appendonly": "no",
+            "appendonly": "yes" if self.durable else "no",
+            "appendfsync": "always",
         }
         return [str(program), *(word for name, value in options.items() for word in (f"--{name}", value))]
 

@@ -51,6 +51,14 @@ def doubled(runs: list[Execution]) -> dict[tuple[str, datetime], int]:
     return {tick: count for tick, count in counts.items() if count > 1}
 
 
+def from_two_copies(runs: list[Execution]) -> dict[tuple[str, datetime], set[str]]:
+    """Return the ticks that ran from more than one copy of their message: one copy may be delivered again."""
+    copies: dict[tuple[str, datetime], set[str]] = {}
+    for run in runs:
+        copies.setdefault((run.entry, run.due_at), set()).add(run.copy)
+    return {tick: found for tick, found in copies.items() if len(found) > 1}
+
+
 def missing(runs: list[Execution], intervals: dict[str, float]) -> dict[str, list[datetime]]:
     """Return the ticks of interval entries that did not run, between the first and the last one that did."""
     holes = {}

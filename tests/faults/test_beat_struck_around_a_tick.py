@@ -69,7 +69,12 @@ def test_the_late_message_of_a_beat_that_was_paused_while_it_published_does_not_
     runs_more(cluster, 12)
     os.kill(paused.pid, signal.SIGCONT)  # it publishes what it was about to
     copies = wait_until(
-        lambda: [line for worker in cluster.workers for line in worker.log.splitlines() if "run here already" in line or "another copy" in line],
+        lambda: [
+            line
+            for worker in cluster.workers
+            for line in worker.log.splitlines()
+            if "run here already" in line or "another copy" in line
+        ],
         LIMIT,
         "the late message to be thrown away",
     )

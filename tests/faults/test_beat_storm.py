@@ -1,0 +1,204 @@
+"""Three beats, twenty entries, and everything that can go wrong, one thing after the other.
+
+`HIGHLANDER_STORM_SECONDS` says for how long, `HIGHLANDER_STORM_SEED` which storm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.arena import executions
+from tests.arena.beats import BeatCluster
+from tests.arena.proxy import TcpProxy
+from tests.arena.requirements import require
+from tests.arena.servers import Postgres, RabbitMQ, Redis
+from tests.arena.waiting import WaitedInVainError, wait_until
+from tests.faults.conftest import lead_once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.arena.cluster import Worker
+
+pytestmark = [pytest.mark.fault, pytest.mark.postgres]
+
+SECONDS = float(os.environ.get("HIGHLANDER_STORM_SECONDS", "60"))
+SEED = int(os.environ.get("HIGHLANDER_STORM_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+INTERVALS = {f"entry-{number}": 1.0 + (number % 9) / 2 for number in range(20)}
+PAUSE = 4.0
+"""Seconds between two faults, about."""
+
+CATCH_UP = 60.0
+
+
+class Storm:
+    """The cluster of the storm, and what may happen to it."""
+
+    def __init__(self, postgres: Postgres, broker: Redis | RabbitMQ, directory: Path, policy: str) -> None:
+        self.random = random.Random(SEED)
+        self.postgres = postgres
+        self.broker = broker
+        self.database = postgres.create_database("storm")
+        lead_once(self.database.url(), ["highlander", "beat"])
+        self.proxies = [TcpProxy("127.0.0.1", postgres.port).start() for _ in range(3)]
+        entries = {name: {"seconds": seconds} for name, seconds in INTERVALS.items()}
+        conf = {
+            "highlander_beat_missed": policy,
+            "broker_transport_options": {"visibility_timeout": 6} if isinstance(broker, Redis) else {},
+        }
+        self.cluster = BeatCluster(self.database.url(), {"broker_url": broker.url()}, directory, entries, conf)
+        self.beats: list[Worker] = []
+        self.told: list[str] = []
+
+    def start(self) -> None:
+        for _ in range(2):
+            self.cluster.start_consumer(concurrency=2)
+        self.beats = [self._beat(place) for place in range(3)]
+
+    def _beat(self, place: int) -> Worker:
+        port = self.proxies[place].port
+        return self.cluster.start_beat(conf={"highlander_url": self.database.url(port=port)})
+
+    def strike(self) -> None:
+        """Have one thing happen, to whichever beat, rather to the active one."""
+        self._start_what_is_dead()
+        place = self.random.randrange(3)
+        acting = self.cluster.acting().get("beat", (0, 0))[0]
+        for number, beat in enumerate(self.beats):
+            if beat.pid == acting and self.random.random() < 0.8:
+                place = number
+        kinds: list[Callable[[int], None]] = [
+            self.terminate, self.kill, self.kill_with_keeper, self.kill_keeper, self.pause, self.end_session,
+            self.restart_database, self.cut, self.restart_broker,
+        ]  # fmt: skip
+        kind = self.random.choice(kinds)
+        self.told.append(f"{time.strftime('%H:%M:%S')} {kind.__name__} {self.beats[place].name}")
+        kind(place)
+
+    def _start_what_is_dead(self) -> None:
+        for place, beat in enumerate(self.beats):
+            if not beat.is_running:
+                self.beats[place] = self._beat(place)
+
+    def terminate(self, place: int) -> None:
+        self.beats[place].send(signal.SIGTERM)
+
+    def kill(self, place: int) -> None:
+        self.beats[place].send(signal.SIGKILL)
+
+    def kill_with_keeper(self, place: int) -> None:
+        self.kill_keeper(place)
+        self.kill(place)
+
+    def kill_keeper(self, place: int) -> None:
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            os.kill(self.beats[place].keeper, signal.SIGKILL)
+
+    def pause(self, place: int) -> None:
+        """Longer than a lease, or shorter; with its keeper or without."""
+        stopped = [self.beats[place].pid]
+        with contextlib.suppress(AssertionError):
+            stopped += [self.beats[place].keeper] if self.random.random() < 0.5 else []
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(self.random.uniform(0.5, 5.0))  # the fault itself
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def end_session(self, _: int) -> None:
+        self.postgres.terminate_backends("highlander%")
+
+    def restart_database(self, _: int) -> None:
+        self.postgres.restart(self.random.choice(["fast", "immediate"]))  # type: ignore[arg-type]  # two of its modes
+
+    def cut(self, place: int) -> None:
+        self.proxies[place].cut()
+        time.sleep(self.random.uniform(1.0, 6.0))  # the fault itself
+        self.proxies[place].heal()
+
+    def restart_broker(self, _: int) -> None:
+        self.broker.restart()
+
+    def close(self) -> None:
+        self.cluster.__exit__()
+        for proxy in self.proxies:
+            proxy.close()
+
+
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
+def broker(request: pytest.FixtureRequest) -> Iterator[Redis | RabbitMQ]:
+    kind = Redis if request.param == "redis" else RabbitMQ
+    require(kind.available())
+    with Redis(durable=True) if kind is Redis else RabbitMQ() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    require(Postgres.available())
+    with Postgres() as server:
+        yield server
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.parametrize("policy", ["all", "latest"])
+def test_every_tick_runs_once(postgres: Postgres, broker: Redis | RabbitMQ, tmp_path: Path, policy: str) -> None:
+    storm = Storm(postgres, broker, tmp_path, policy)
+    try:
+        storm.start()
+        wait_until(storm.cluster.runs, 60, "a run")
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            storm.strike()
+            time.sleep(storm.random.uniform(0.5, 1.5) * PAUSE)  # the storm's pace
+        storm._start_what_is_dead()
+        judge(storm, policy)
+    finally:
+        print(f"seed {SEED}; {len(storm.told)} faults:", *storm.told, sep="\n  ")
+        for worker in storm.cluster.workers:
+            print(f"--- {worker.name}", *worker.log.splitlines()[-15:], sep="\n")
+        storm.close()
+
+
+def judge(storm: Storm, policy: str) -> None:
+    """Wait for calm, then look at the table of executions."""
+    cluster = storm.cluster
+    settled = "select count(*) from highlander_tick where settled_at is null and claimed_at < now() - interval '5 s'"
+    wait_until(lambda: cluster.query(settled)[0][0] == 0, CATCH_UP, "every old tick to be settled")
+    until = cluster.query("select min(last_run_at) from highlander_entry where name like 'entry%%'")[0][0]
+
+    def runs() -> list[executions.Execution]:
+        return [run for run in cluster.runs() if run.due_at <= until]
+
+    skipped = {
+        name: count for name, count in cluster.query("select name, skipped_count from highlander_entry") if count
+    }
+    if policy == "all":
+        assert skipped == {}
+        with contextlib.suppress(WaitedInVainError):
+            wait_until(lambda: executions.missing(runs(), INTERVALS) == {}, CATCH_UP, "no holes")
+        assert executions.missing(runs(), INTERVALS) == {}
+    else:
+        # Each due tick ran, or was counted as skipped.
+        with contextlib.suppress(WaitedInVainError):
+            wait_until(lambda: holes(runs()) <= sum(skipped.values()), CATCH_UP, "no holes but the skipped ones")
+        assert holes(runs()) <= sum(skipped.values())
+        assert sum(skipped.values()) > 0
+    assert executions.from_two_copies(cluster.runs()) == {}
+    twice = executions.doubled(cluster.runs())
+    print(f"{len(cluster.runs())} runs, {len(twice)} ticks ran again when the broker delivered their message again")
+
+
+def holes(runs: list[executions.Execution]) -> int:
+    return sum(len(gone) for gone in executions.missing(runs, INTERVALS).values())
