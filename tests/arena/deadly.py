@@ -58,5 +58,5 @@ class DeadlyLedger(LedgerScheduler):
         return result
 
 
-scheduler.LedgerScheduler = DeadlyLedger  # type: ignore[misc]  # the one that it makes
+setattr(scheduler, "LedgerScheduler", DeadlyLedger)  # noqa: B010  # the one that it makes
 DeadlyScheduler = scheduler.HighlanderScheduler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.postgres, pytest.mark.redis]
 
 
 def test_the_others_go_on_and_the_reason_is_logged_once(beats: MakeBeats) -> None:
-    broken = {
+    broken: dict[str, dict[str, Any]] = {
         "unspeakable": {"seconds": 0.3, "unspeakable": True},
         "failing": {"failing": True},
     }

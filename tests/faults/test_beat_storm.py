@@ -119,7 +119,7 @@ class Storm:
         self.postgres.terminate_backends("highlander%")
 
     def restart_database(self, _: int) -> None:
-        self.postgres.restart(self.random.choice(["fast", "immediate"]))  # type: ignore[arg-type]  # two of its modes
+        self.postgres.restart(self.random.choice(["fast", "immediate"]))
 
     def cut(self, place: int) -> None:
         self.proxies[place].cut()
