@@ -45,7 +45,7 @@ class DeadlyLedger(LedgerScheduler):
             settle(*args)
             self._strike("after_settle")
 
-        self._ledger.claim, self._ledger.settle = claimed, settled  # type: ignore[method-assign]  # to strike there
+        self._ledger.claim, self._ledger.settle = claimed, settled  # type: ignore[method-assign,assignment]  # to strike there
 
     def _options_of(self, entry: ScheduleEntry, tick: Tick) -> dict[str, Any]:
         self._strike("before_publish")  # the lease has been looked at

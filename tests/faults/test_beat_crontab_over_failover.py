@@ -5,14 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.arena import wall_clock
-from tests.arena.requirements import require
 from tests.arena.waiting import wait_until
-from tests.arena.wall_clock import WallClock
 from tests.faults.test_beat_dies import LIMIT
 from tests.unit.test_due import CHANGES
 
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fault, pytest.mark.postgres, pytest.mark.redis]
 
 UTC = timezone.utc
-ENTRIES = {
+ENTRIES: dict[str, dict[str, Any]] = {
     "half-hourly": {"crontab": {"minute": "0,30"}},
     "daily": {"crontab": {"hour": 2, "minute": 0}},
     "yearly": {"crontab": {"minute": 0, "hour": 0, "day_of_month": 1, "month_of_year": 7}},
@@ -31,17 +28,18 @@ ENTRIES = {
 
 def run_over(beats: MakeBeats, zone: str, instant: datetime) -> list[tuple[str, datetime]]:
     """The ticks that ran when a beat ended 3 s before `instant`, and the next one began just after it."""
-    require(wall_clock.available())
-    clock = WallClock()
     cluster = beats(ENTRIES, conf={"timezone": zone})
     cluster.start_consumer()
-    clock.step(round((instant - timedelta(seconds=8) - datetime.now(UTC)).total_seconds()))
-    ahead = time.time() + 8 - instant.timestamp()  # how far the true clock is ahead of that one
+    shift = (instant - timedelta(seconds=8) - datetime.now(UTC)).total_seconds()
+    clock: dict[str, Any] = {
+        "scheduler": "tests.arena.shifted:ShiftedScheduler",
+        "env": {"HIGHLANDER_ARENA_SHIFT": str(shift)},
+    }
 
     def wait_for(seconds: float) -> None:
-        wait_until(lambda: time.time() - ahead >= instant.timestamp() + seconds, LIMIT, f"{seconds:+g} s")
+        wait_until(lambda: time.time() + shift >= instant.timestamp() + seconds, LIMIT, f"{seconds:+g} s")
 
-    first = cluster.start_beat(env=clock.environment)
+    first = cluster.start_beat(**clock)
     assert cluster.active() is first
     wait_for(-3)
     assert first.is_running
@@ -49,7 +47,7 @@ def run_over(beats: MakeBeats, zone: str, instant: datetime) -> list[tuple[str, 
     assert first.wait() == 0
     assert cluster.runs() == []
     wait_for(0.2)
-    cluster.start_beat(env=clock.environment)
+    cluster.start_beat(**clock)
     wait_until(cluster.runs, LIMIT, "the tick to be made up for")
     wait_for(6)
     return [(run.entry, run.due_at) for run in cluster.runs()]

@@ -74,7 +74,8 @@ def test_a_beat_shows_where_it_stands_and_no_password(beats: Callable[..., BeatC
 
     def shown() -> dict[str, Any]:
         done = cluster.command("highlander", "status", "--json")
-        return {entry["name"]: entry for entry in json.loads(done.stdout)["singletons"]}["beat"]
+        (found,) = [entry for entry in json.loads(done.stdout)["singletons"] if entry["name"] == "beat"]
+        return dict(found)
 
     entry = wait_until(lambda: shown() if shown()["standbys"] == 1 else None, LIMIT, "the standby to be counted")
     assert entry["state"] == "leading"
