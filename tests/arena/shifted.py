@@ -1,7 +1,6 @@
 """A beat that goes by another wall clock: `HIGHLANDER_ARENA_SHIFT` seconds ahead of the true one.
 
-In this process and in Python alone, which is where beat looks at the time: a library that shifts all clocks of a
-process now and then hangs one that has threads.
+In this process and in Python alone, which is where beat looks at the time.
 """
 
 from __future__ import annotations

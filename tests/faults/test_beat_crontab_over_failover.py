@@ -30,7 +30,7 @@ def run_over(beats: MakeBeats, zone: str, instant: datetime) -> list[tuple[str, 
     """The ticks that ran when a beat ended 3 s before `instant`, and the next one began just after it."""
     cluster = beats(ENTRIES, conf={"timezone": zone})
     cluster.start_consumer()
-    shift = (instant - timedelta(seconds=8) - datetime.now(UTC)).total_seconds()
+    shift = (instant - timedelta(seconds=15) - datetime.now(UTC)).total_seconds()
     clock: dict[str, Any] = {
         "scheduler": "tests.arena.shifted:ShiftedScheduler",
         "env": {"HIGHLANDER_ARENA_SHIFT": str(shift)},
@@ -41,6 +41,7 @@ def run_over(beats: MakeBeats, zone: str, instant: datetime) -> list[tuple[str, 
 
     first = cluster.start_beat(**clock)
     assert cluster.active() is first
+    wait_until(lambda: cluster.query("select name from highlander_entry"), LIMIT, "the entries to be on record")
     wait_for(-3)
     assert first.is_running
     first.send(signal.SIGTERM)
@@ -49,7 +50,10 @@ def run_over(beats: MakeBeats, zone: str, instant: datetime) -> list[tuple[str, 
     wait_for(0.2)
     cluster.start_beat(**clock)
     wait_until(cluster.runs, LIMIT, "the tick to be made up for")
-    wait_for(6)
+    made_up = len(cluster.runs())
+    second = cluster.workers[-1]
+    wait_until(lambda: second.log.count("Sending due task") >= made_up, LIMIT, "its log")
+    wait_for(8)
     return [(run.entry, run.due_at) for run in cluster.runs()]
 
 
