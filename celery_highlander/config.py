@@ -49,6 +49,7 @@ class Settings:
         on_stuck: what becomes of a worker whose tasks cannot be stopped before the lease ends: `kill`, or `continue`,
             which is unsafe: the next leader acts beside it.
         queue_concurrency: how many tasks of a queue may run at once, by the queue's name; with 1 they run in order.
+        beat_once: whether this worker asks, before it runs the message of a beat's tick, if another copy of it was run.
         eligible: whether this node may lead at all (`--highlander-eligible`).
         priority: nodes of a higher priority lead first (`--highlander-priority`).
     """
@@ -71,6 +72,7 @@ class Settings:
     progress_timeout: float = 30.0
     on_stuck: str = "kill"
     queue_concurrency: Mapping[str, int] = field(default_factory=dict)
+    beat_once: bool = True
     eligible: bool = True
     priority: int = 0
 
@@ -146,7 +148,7 @@ def _normalise(given: dict[str, object]) -> list[str]:  # noqa: C901  # a list o
                 problems.append(f"{full} = {value!r} is not a number of seconds above 0 and below a day")
             else:
                 given[name] = float(value)
-        elif name in ("migrate", "eligible"):
+        elif name in ("migrate", "beat_once", "eligible"):
             if not isinstance(value, bool):
                 problems.append(f"{full} = {value!r} is neither True nor False")
         elif name == "priority":
