@@ -18,8 +18,9 @@ import pytest
 from kombu import Connection as KombuConnection
 
 from tests.arena.journal import now_ns
+from tests.arena.proxy import TcpProxy
 from tests.arena.requirements import require
-from tests.arena.servers import Database, Postgres
+from tests.arena.servers import Database, Postgres, RabbitMQ, Redis
 from tests.arena.waiting import wait_until
 from tests.faults import scenes
 from tests.faults.conftest import lead_once
@@ -324,6 +325,44 @@ def test_copies_wait_for_their_time_and_their_rate_and_expire(cluster: MakeClust
     scenes.finishes(shop, task="ordinary", queue=ORDINARY)
     assert runs(shop)[6] == 0
     nothing_is_left(shop, ORDINARY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("broker", "pool"), [("rabbitmq", "prefork"), ("rabbitmq", "gevent"), ("redis", "prefork")])
+def test_what_waits_as_the_broker_connection_breaks_is_run_when_it_is_delivered_again(
+    cluster: MakeCluster, request: pytest.FixtureRequest, broker: str, pool: str
+) -> None:
+    server: Redis | RabbitMQ = request.getfixturevalue(f"{broker}_server")
+    shop = cluster(broker, processes={}, pool=pool, conf=ROOMY)
+    with TcpProxy("127.0.0.1", server.port) as proxy:
+        url = server.url().replace(str(server.port), str(proxy.port))
+        worker = shop.start(*scenes.QUIET, concurrency=2, conf={"broker_url": url})
+        scenes.ready(worker)
+        ticks = new_ticks(shop, 5)
+        with nobody_may_ask(shop):
+            for number, tick in enumerate(ticks):
+                publish(shop, number, tick)
+                publish(shop, number, tick)
+            wait_until(lambda: received(worker) == 10, PATIENCE, "the messages to arrive")
+            proxy.reset()
+            wait_until(lambda: received(worker) == 20, PATIENCE, "the messages to arrive again")
+        have_run_once(shop, 5)
+        nothing_is_left(shop, ORDINARY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_in_a_serial_queue_ticks_keep_their_place(cluster: MakeCluster, broker: str, pool: str) -> None:
+    shop = cluster(broker, processes={}, pool=pool, conf={"highlander_queue_concurrency": {QUEUE: 1}})
+    ticks = new_ticks(shop, 20)
+    for number, tick in enumerate(ticks):
+        publish(shop, 2 * number, tick, queue=QUEUE)
+        shop.send(2 * number + 1)
+    shop.start(*scenes.QUIET, concurrency=2)
+    ids = [str(number) for number in range(40)]
+    wait_until(lambda: not shop.referee().missing(ids, QUEUE), PATIENCE, "every message to be processed")
+    assert [run.task_id for run in sorted(shop.referee().task_runs(QUEUE), key=lambda run: run.first)] == ids
 
 
 @pytest.mark.parametrize(
