@@ -6,6 +6,7 @@ The one that is run stays the one: it is run again when it is delivered again, o
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import uuid
@@ -137,18 +138,16 @@ def stoppable(own_server: Postgres) -> Database:
     return own_server.create_database("shop")
 
 
-@pytest.mark.parametrize("queue", [ORDINARY, QUEUE])
+QUICK = {("rabbitmq", "prefork", ORDINARY), ("redis", "gevent", QUEUE)}
+
+
 @pytest.mark.parametrize(
-    ("broker", "pool"),
+    ("broker", "pool", "queue"),
     [
-        ("rabbitmq", "prefork"),
-        ("redis", "gevent"),
-        *(
-            pytest.param(broker, pool, marks=pytest.mark.slow)
-            for broker in ("redis", "rabbitmq")
-            for pool in ("prefork", "gevent", "threads", "solo")
-            if (broker, pool) not in {("rabbitmq", "prefork"), ("redis", "gevent")}
-        ),
+        pytest.param(*variant, marks=() if variant in QUICK else pytest.mark.slow)
+        for variant in itertools.product(
+            ("rabbitmq", "redis"), ("prefork", "gevent", "threads", "solo"), (ORDINARY, QUEUE)
+        )
     ],
 )
 def test_of_two_copies_one_is_run(cluster: MakeCluster, broker: str, pool: str, queue: str) -> None:
@@ -177,7 +176,11 @@ def test_many_ticks_are_run_once_each_by_several_workers(cluster: MakeCluster, b
 
 @pytest.mark.parametrize(
     ("broker", "queue"),
-    [("rabbitmq", ORDINARY), ("redis", QUEUE), pytest.param("redis", ORDINARY, marks=pytest.mark.slow)],
+    [
+        ("rabbitmq", ORDINARY),
+        pytest.param("redis", QUEUE, marks=pytest.mark.slow),
+        pytest.param("redis", ORDINARY, marks=pytest.mark.slow),
+    ],
 )
 def test_the_copy_that_a_killed_worker_was_running_is_run_again(cluster: MakeCluster, broker: str, queue: str) -> None:
     options = {"visibility_timeout": 8} if queue == ORDINARY and broker == "redis" else {}
@@ -254,7 +257,7 @@ def test_messages_wait_for_a_database_that_is_down(
     ("broker", "pool", "queue"),
     [
         ("redis", "prefork", ORDINARY),
-        ("rabbitmq", "prefork", QUEUE),
+        pytest.param("rabbitmq", "prefork", QUEUE, marks=pytest.mark.slow),
         pytest.param("rabbitmq", "prefork", ORDINARY, marks=pytest.mark.slow),
         pytest.param("redis", "prefork", QUEUE, marks=pytest.mark.slow),
         pytest.param("redis", "gevent", ORDINARY, marks=pytest.mark.slow),
