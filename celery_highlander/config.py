@@ -59,6 +59,7 @@ class Settings:
         beat_missed: which ticks are made up for that came due while nobody published them: `latest`, `all` or `skip`;
             or one of these by the entry's name, with `*` for all others.
         beat_grace_time: after how many seconds a tick is too old for that (None: never); or by the entry's name.
+        beat_once: whether this worker asks, before it runs the message of a beat's tick, if another copy of it was run.
         eligible: whether this node may lead at all (`--highlander-eligible`).
         priority: nodes of a higher priority lead first (`--highlander-priority`).
     """
@@ -85,6 +86,7 @@ class Settings:
     beat_scheduler: str = ""
     beat_missed: str | Mapping[str, str] = "latest"
     beat_grace_time: float | Mapping[str, float | None] | None = None
+    beat_once: bool = True
     eligible: bool = True
     priority: int = 0
 
@@ -161,7 +163,7 @@ def _normalise(given: dict[str, object]) -> list[str]:  # noqa: C901  # a list o
                 problems.append(f"{full} = {value!r} is not a number of seconds above 0 and below a day")
             else:
                 given[name] = float(value)
-        elif name in ("migrate", "eligible", "beat"):
+        elif name in ("migrate", "eligible", "beat", "beat_once"):
             if not isinstance(value, bool):
                 problems.append(f"{full} = {value!r} is neither True nor False")
         elif name == "priority":

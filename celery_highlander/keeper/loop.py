@@ -28,6 +28,7 @@ from celery_highlander.keeper import process_table
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.complaints import Complaints
+from celery_highlander.keeper.ledger import RunLedger
 from celery_highlander.keeper.marks import Searcher
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
@@ -108,6 +109,7 @@ class Keeper:
             priority=hello.get("priority", 0),
             eligible=hello.get("eligible", True),
         )
+        self._ledger = RunLedger(self._plan, lambda runs: self._tell("runs", runs=runs))
         self._known_target = _known(Target, hello["target"]) if hello["target"] else None
         self._asks_for_target: bool = hello["target"] is None
         self._target_told = threading.Event()
@@ -368,6 +370,8 @@ class Keeper:
                     self._withdraw(name, message["reason"], message.get("rest"), message.get("patient", False), now)
             case "work_stopped":
                 self._work_stopped(message["name"], message["token"], message["reason"], message.get("rest", 0.0), now)
+            case "runs_wanted":
+                self._ledger.ask((tick, copy) for tick, copy in message["runs"])
             case "target":
                 self._target_error = _error_in(message)
                 if self._target_error is None:

@@ -6,6 +6,7 @@ and ignored where it is not known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,27 @@ def _TEXTS(value: Any) -> bool:  # noqa: N802  # used like the others
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _rows_of(*columns: Check) -> Check:
+    """A list of rows with these columns."""
+
+    def is_right(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(row, list)
+            and len(row) == len(columns)
+            and all(check(item) for check, item in zip(columns, row, strict=True))
+            for row in value
+        )
+
+    return is_right
+
+
+def _ID(value: Any) -> bool:  # noqa: N802  # used like the others
+    return isinstance(value, str) and _UUID.fullmatch(value) is not None
+
+
 _TERM = {"name": _TEXT, "token": _WHOLE}
 
 WORKER_SAYS: Vocabulary = {
@@ -44,6 +66,7 @@ WORKER_SAYS: Vocabulary = {
     "campaign": {"names": _TEXTS},
     "withdraw": {"names": _TEXTS, "reason": _TEXT},
     "work_stopped": {**_TERM, "reason": _TEXT},
+    "runs_wanted": {"runs": _rows_of(_ID, _ID)},
 }
 """To the keeper."""
 
@@ -57,6 +80,7 @@ KEEPER_SAYS: Vocabulary = {
     "phase": {"name": _TEXT, "phase": _TEXT, "token": _WHOLE_OR_NONE},
     "process": {**_TERM, "pid": _WHOLE},
     "log": {"level": _WHOLE, "message": _TEXT},
+    "runs": {"runs": _rows_of(_ID, _ID, _FLAG)},
 }
 """To the worker."""
 

@@ -245,13 +245,17 @@ where key = :key
 }
 
 _RUNS = {
+    # Rows are locked in one order, or two workers with copies of the same ticks would wait for each other.
     "runs": """
 with wanted as (
     select * from unnest(cast(cast(:ids as text[]) as uuid[]), cast(cast(:copies as text[]) as uuid[]))
         as wanted (id, copy)
+), locked as materialized (
+    select id from {prefix}tick where id in (select id from wanted) order by id for update
 ), ran as (
     update {prefix}tick t set run_by = wanted.copy, run_at = coalesce(t.run_at, clock_timestamp())
-    from wanted where t.id = wanted.id and (t.run_by is null or t.run_by = wanted.copy)
+    from wanted join locked on locked.id = wanted.id
+    where t.id = wanted.id and (t.run_by is null or t.run_by = wanted.copy)
     returning t.id, t.run_by
 )
 select wanted.id::text, wanted.copy::text, ran.id is not null or t.id is null as may_run

@@ -19,6 +19,7 @@ from celery_highlander.worker.highlander import Highlander, path_of_app
 from celery_highlander.worker.inside import TasksInside
 from celery_highlander.worker.leadership import TermInfo
 from celery_highlander.worker.link import KeeperLink, LinkPlan
+from celery_highlander.worker.once import RunOnce
 from celery_highlander.worker.progress import LoopWatch
 from celery_highlander.worker.queues import QueueWork
 from celery_highlander.worker.voice import Voice
@@ -128,6 +129,8 @@ class HighlanderStep(bootsteps.StartStopStep):
             work = QueueWork(name, concurrency.get(name), stopper, link.cell, self.consumers, term)
             self.consumers.works[name] = work
         link.works.update(self.consumers.works)
+        if settings.beat_once:
+            self.consumers.once = link.once = RunOnce(self.consumers, link.ask_for_runs, w)
         self.consumers.install_gate()
         pool = pools.pool_name(w)
         link.loop = LoopWatch(
@@ -170,6 +173,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         self.consumers.closing = True
         self.link.leave("worker shutting down")
         self.consumers.reconcile()
+        if self.consumers.once is not None:
+            self.consumers.once.give_back()
         self.consumers.run_out()
         self.consumers.loop_ended()
 

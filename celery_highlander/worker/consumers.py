@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celery.worker.request import Request
 
     from celery_highlander.worker.fetching import Fetcher
+    from celery_highlander.worker.once import RunOnce
     from celery_highlander.worker.queues import QueueWork
 
 logger = logging.getLogger("celery_highlander")
@@ -35,6 +36,7 @@ class Consumers:
         self._worker = worker
         self._consumer: Consumer | None = None
         self.works: dict[str, QueueWork] = {}
+        self.once: RunOnce | None = None
         self.closing = False  # the worker is on its way out: nothing may start any more
         self.connection_number = 0
         self._running_out = False
@@ -93,6 +95,8 @@ class Consumers:
         if self._fetcher is not None:
             self._fetcher.close()
             self._fetcher = None
+        if self.once is not None:
+            self.once.forget()
         for work in self.works.values():
             work.is_consuming = False
             if not self.closing:
@@ -228,18 +232,27 @@ class Consumers:
             else:
                 self._worker.process_task(request)
 
+    def count_asking(self, work: QueueWork) -> int:
+        """Return how many requests of a queue wait for the ledger's word."""
+        waiting = self.once.waiting() if self.once is not None else ()
+        return sum(self.work_of(request) is work for request in waiting)
+
     def install_gate(self) -> None:
-        """Have every request of a singleton queue pass the gate: there is no other way to the pool."""
+        """Have every request pass the gate: there is no other way to the pool, not for those of a time or rate."""
         worker = self._worker
         inner = worker._process_task
 
         def gated(request: Request) -> object:
             work = self.work_of(request)
-            if work is None and not self._running_out:
-                return inner(request)
-            if work is None:
+            if work is None and self._running_out:
                 _release_slot(worker)
                 return None
+            once = self.once if work is None or work.is_open else None
+            if once is not None and not once.lets_pass(request):
+                _release_slot(worker)
+                return None
+            if work is None:
+                return inner(request)
             match work.admit(request):
                 case Admission.GO:
                     return inner(request)

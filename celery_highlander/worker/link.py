@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from celery_highlander.store.connecting import Target
     from celery_highlander.worker.broker import BrokerWatch
     from celery_highlander.worker.deadman import DeadMansSwitch
+    from celery_highlander.worker.once import RunOnce
 
 logger = logging.getLogger("celery_highlander")
 
@@ -138,6 +139,7 @@ class KeeperLink:
         works: the work of the singletons that the worker itself runs, by name.
         loop: whether the worker's main loop goes round.
         switch: has the kernel kill this worker at the end of the lease, where its tasks run in this very process.
+        once: what waits for the ledger's word on ticks that may have run already.
         announce: runs a function that tells the application of something, on a thread where that is allowed.
     """
 
@@ -147,6 +149,7 @@ class KeeperLink:
         self.works: dict[str, Work] = {}
         self.loop: Progress | None = None
         self.switch: DeadMansSwitch | None = None
+        self.once: RunOnce | None = None
         self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
         self._timing = plan.settings.timing
         self.node = uuid.uuid4().hex[:12]
@@ -219,6 +222,10 @@ class KeeperLink:
                 self._withdraw(list(self._plan.keys), reason, None, patient)
 
         self._order(order)
+
+    def ask_for_runs(self, runs: list[tuple[str, str]]) -> None:
+        """Ask whether copies of the messages of ticks may be run; `once` gets the answer, if this keeper lives."""
+        self._order(lambda: self._tell("runs_wanted", runs=runs))
 
     def finish(self, timeout: float) -> bool:
         """After the pool is drained: wait until everything is released; return whether it was within `timeout`."""
@@ -395,6 +402,8 @@ class KeeperLink:
         )
         self._unmarked = []
         self._tell("campaign", names=sorted(self._campaigning))
+        if self.once is not None:
+            self.once.ask_again()
 
     def _tell(self, type_: str, **fields: object) -> None:
         if self._channel is not None:
@@ -472,6 +481,9 @@ class KeeperLink:
                 logger.info("highlander: singleton processes can run here")
             case "process":
                 self._show(pids={**self.snapshot.pids, message["name"]: message["pid"]})
+            case "runs":
+                if self.once is not None:
+                    self.once.answered(message["runs"])
             case "target_wanted":
                 self._tell_target()
             case "log":

@@ -150,7 +150,9 @@ class QueueWork:
     @property
     def has_room(self) -> bool:
         """Whether another message may be fetched."""
-        return self.concurrency is None or len(self._live()) + len(self._waiting) < self.concurrency
+        if self.concurrency is None:
+            return True
+        return len(self._live()) + len(self._waiting) + self._consumers.count_asking(self) < self.concurrency
 
     def admit(self, request: Request) -> Admission:
         """Decide what becomes of a request on its way to the pool; `GO` makes it one of the runs."""

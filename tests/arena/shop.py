@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from celery import Celery, signals
+from celery import Celery, Task, signals
 
 from celery_highlander import Highlander, Leadership
 from celery_highlander.worker.leadership import current_leadership
@@ -148,6 +148,14 @@ def ordinary(number: int, seconds: float = 0.01) -> int:
         time.sleep(seconds)
     journal.close()
     return number
+
+
+@app.task(bind=True, acks_late=True)
+def retried(self: Task, number: int, seconds: float = 0.01) -> None:
+    """A task of an ordinary queue that asks to be run again, once."""
+    ordinary.run(number, seconds)
+    if not self.request.retries:
+        raise self.retry(countdown=0)
 
 
 @app.task(acks_late=True, reject_on_worker_lost=True)

@@ -61,6 +61,7 @@ def test_every_setting_is_read() -> None:
         "beat_scheduler": "celery.beat:PersistentScheduler",
         "beat_missed": {"*": "latest", "close-the-books": "all"},
         "beat_grace_time": {"close-the-books": 3600},
+        "beat_once": False,
         "eligible": False,
         "priority": -5,
     }
@@ -92,6 +93,7 @@ def test_a_duration_is_a_number_of_seconds(name: str, value: object) -> None:
     ("name", "value", "told"),
     [
         ("migrate", "yes", "neither True nor False"),
+        ("beat_once", "no", "neither True nor False"),
         ("eligible", 1, "neither True nor False"),
         ("priority", 1000, "not a whole number from -999 to 999"),
         ("priority", -1000, "not a whole number from -999 to 999"),

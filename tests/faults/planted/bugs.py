@@ -378,4 +378,25 @@ BUGS = (
         ),
         "test_stuck_work.py::test_a_process_that_makes_no_progress_goes_to_another_node",
     ),
+    Bug(
+        "every copy of the message of a tick is run",
+        (
+            Change(
+                "keeper/ledger.py",
+                "                self._answer(answers)\n",
+                "                self._answer(dict.fromkeys(answers, True))\n",
+            ),
+        ),
+        "test_ticks_run_once.py::test_of_two_copies_one_is_run[rabbitmq-prefork-celery]",
+    ),
+    Bug(
+        "the next keeper is not asked what the last one did not answer",
+        (Change("worker/link.py", "            self.once.ask_again()\n", "            pass\n"),),
+        "test_ticks_run_once.py::test_messages_wait_for_a_database_that_is_down[rabbitmq-prefork-True]",
+    ),
+    Bug(
+        "messages that wait for the ledger leave room for others in a serial queue",
+        (Change("worker/queues.py", " + self._consumers.count_asking(self)", ""),),
+        "test_ticks_run_once.py::test_in_a_serial_queue_ticks_keep_their_place[prefork-redis]",
+    ),
 )
