@@ -37,7 +37,18 @@ class Asker:
 
     def __init__(self, url: str) -> None:
         who = Identity("n1", "w1@arena", 1)
-        plan = SessionPlan(lambda: Target(url, {}), {}, "shop", "", False, Timing(), who, 0, True)
+        plan = SessionPlan(
+            lambda: Target(url, {}),
+            {},
+            "shop",
+            "shop",
+            "",
+            migrate=False,
+            timing=Timing(),
+            who=who,
+            priority=0,
+            eligible=True,
+        )
         self.answers: dict[tuple[str, str], bool] = {}
         self.batches: list[int] = []
         self.ledger = RunLedger(plan, self._tell)
