@@ -190,10 +190,12 @@ def test_the_copy_that_a_killed_worker_was_running_is_run_again(cluster: MakeClu
     (tick,) = new_ticks(shop, 1)
     publish(shop, 0, tick, queue=queue, seconds=4.0)
     wait_until(lambda: runs(shop, queue)[0] == 1, PATIENCE, "the task to run")
-    second = shop.start(*scenes.QUIET)
-    scenes.ready(second)
-    publish(shop, 0, tick, queue=queue)
     first.send(signal.SIGKILL)
+    killed_at = now_ns()
+    if options:  # kombu looks for what is overdue as it starts, and then every 100 s
+        wait_until(lambda: now_ns() - killed_at > 9e9, PATIENCE, "the visibility timeout to pass")
+    publish(shop, 0, tick, queue=queue)
+    shop.start(*scenes.QUIET)
     scenes.ended(shop, 0, JOURNALS[queue])
     wait_until(lambda: refused(*shop.workers) == 1, PATIENCE, "the other copy to be refused")
     assert runs(shop, queue)[0] == 2
