@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.arena import processes
 from tests.arena.storages import STORAGES, DatabaseStorage
 from tests.arena.waiting import wait_until
 
@@ -201,7 +202,8 @@ def test_a_beat_that_was_paused_before_it_wrote_does_not_write_any_more(beats: M
     """Its keeper is paused with it, as by a hypervisor: nobody can kill it in time."""
     storage = STORAGES[kind]
     cluster, paused, token = struck(beats, kind, "published SIGSTOP", highlander_on_stuck="continue")
-    os.kill(paused.keeper, signal.SIGSTOP)
+    keeper = paused.keeper
+    os.kill(keeper, signal.SIGSTOP)
     cluster.active(other_than=token)
     runs_more(cluster)
     seen = [storage.counts(cluster)]
@@ -215,7 +217,7 @@ def test_a_beat_that_was_paused_before_it_wrote_does_not_write_any_more(beats: M
         return "lost 'beat'" in paused.log or not paused.is_running
 
     wait_until(stood_down, LIMIT, "the end of the paused one's term")
-    os.kill(paused.keeper, signal.SIGCONT)
+    processes.send(keeper, signal.SIGCONT)
     goal = len(cluster.runs()) + 2
 
     def goes_on() -> bool:
