@@ -66,16 +66,20 @@ class Guard(Scheduler):
         self._publishing.check()
         with _uninterrupted():
             try:
-                return super().apply_async(*args, **kwargs)
+                result = super().apply_async(*args, **kwargs)
             except SchedulingError as failure:
                 error = failure.__cause__ or failure.__context__ or failure
                 if self._publishing.failed_by(error):
                     self._failure = error
+                else:
+                    self._settle()
                 raise  # `apply_entry` logs it
-            finally:
-                if self._failure is None:
-                    self._unsent = False
-                    self._do_sync()
+            self._settle()
+            return result
+
+    def _settle(self) -> None:
+        self._unsent = False
+        self._do_sync()
 
     def should_sync(self) -> bool:
         """Return whether it is time for a `sync`."""

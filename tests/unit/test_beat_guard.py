@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shelve
 import signal
@@ -15,6 +14,7 @@ from celery.beat import PersistentScheduler, Scheduler
 from kombu.exceptions import OperationalError
 from sqlalchemy_celery_beat.schedulers import DatabaseScheduler
 
+from celery_highlander.beat.candidacy import TickWork
 from celery_highlander.beat.guard import guarded
 from celery_highlander.beat.publishing import NotLeading, Publishing
 from celery_highlander.clock import boot_time
@@ -85,19 +85,22 @@ def stored(path: Path) -> int:
 
 
 @pytest.fixture
-def make(app: Celery, publishing: Publishing, tmp_path: Path) -> Callable[..., Any]:
+def make(app: Celery, publishing: Publishing, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes a guarded scheduler on a file in which the entry is due."""
-    numbers = itertools.count(1)
+    all_made: list[Any] = []
 
     def made(kind: type[Scheduler] = PersistentScheduler) -> Any:
         path = tmp_path / "schedule"
-        if next(numbers) == 1:
+        if not all_made:
             first: Any = PersistentScheduler(app=app, schedule_filename=str(path))
             first.schedule["hourly"].last_run_at -= timedelta(hours=2)
             first.close()
-        return guarded(kind)(app, publishing=publishing, schedule_filename=str(path))
+        all_made.append(guarded(kind)(app, publishing=publishing, schedule_filename=str(path)))
+        return all_made[-1]
 
-    return made
+    yield made
+    for inner in all_made:
+        inner.close()
 
 
 def test_what_was_sent_is_in_the_storage_at_once(make: Callable[..., Any], tmp_path: Path) -> None:
@@ -176,10 +179,13 @@ def test_nothing_is_written_once_the_lease_is_over(
 
 
 def test_a_signal_waits_until_what_was_sent_is_written_down(make: Callable[..., Any], tmp_path: Path) -> None:
+    sent = []
+
     class Signalled(PersistentScheduler):
         def send_task(self, *args: Any, **kwargs: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
-            return super().send_task(*args, **kwargs)
+            sent.append(super().send_task(*args, **kwargs))
+            return sent[-1]
 
     def leave(*_: Any) -> None:
         raise SystemExit
@@ -192,6 +198,7 @@ def test_a_signal_waits_until_what_was_sent_is_written_down(make: Callable[..., 
         assert signal.getsignal(signal.SIGTERM) is leave
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert len(sent) == 1
     assert stored(tmp_path / "schedule") == 1
 
 
@@ -209,3 +216,16 @@ def test_what_cannot_be_guarded_is_refused(path: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         find_scheduler(path)
     assert caught.value.hint
+
+
+def test_the_term_is_not_over_while_the_storage_is_open(lease: cell.LeaseCell) -> None:
+    work = TickWork(TermInfo("beat", 0, 0.0, "shop", "", KILL_MARGIN), lease, patience=1.0, timeout=10.0)
+    work.start(1, 0.0)
+    with work.at_work() as may_work:
+        assert may_work
+        work.held = True
+    work.stop("a test", None, hung=False)
+    assert not work.is_over(boot_time())
+    assert not work.is_hung(boot_time() + 60)  # nothing is under way
+    work.held = False
+    assert work.is_over(boot_time())
