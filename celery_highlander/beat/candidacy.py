@@ -37,6 +37,12 @@ class Candidacy(Protocol):
     def at_work(self) -> contextlib.AbstractContextManager[bool]:
         """Work in it is part of the term: the term is not over before its end. False: there is no term."""
 
+    def hold(self) -> None:
+        """Keep the term from being over, between pieces of work too: something is open that a successor opens."""
+
+    def let_go(self) -> None:
+        """Nothing is open any more."""
+
     def abort_with(self, abort: Callable[[], None]) -> None:
         """Have `abort` called, on another thread, when work that has to stop takes too long."""
 
@@ -108,6 +114,14 @@ class OwnCandidacy:
         """See `Candidacy`."""
         return self._work.at_work()
 
+    def hold(self) -> None:
+        """See `Candidacy`."""
+        self._work.held = True
+
+    def let_go(self) -> None:
+        """See `Candidacy`."""
+        self._work.held = False
+
     def abort_with(self, abort: Callable[[], None]) -> None:
         """See `Candidacy`."""
         self._work.abort = abort
@@ -134,6 +148,7 @@ class TickWork:
     def __init__(self, term: TermInfo, cell: LeaseCell, patience: float, timeout: float) -> None:
         self.abort: Callable[[], None] = lambda: None
         self.changed = threading.Event()
+        self.held = False  # set while there is work, so no look at it comes in between
         self.timeout = timeout
         self._term = term
         self._cell = cell
@@ -182,9 +197,9 @@ class TickWork:
         """Between two ticks there is nothing to do."""
 
     def is_over(self, now: float) -> bool:
-        """Whether no tick is under way."""
+        """Whether no tick is under way, and nothing open."""
         with self._lock:
-            if not self._working:
+            if not (self._working or self.held):
                 self._leadership = None
                 return True
         if now - self._stopped_at > self._patience:
@@ -222,6 +237,12 @@ class GivenCandidacy:
     def at_work(self) -> Iterator[bool]:
         """See `Candidacy`: the keeper sees this process end."""
         yield self._leadership.is_valid()
+
+    def hold(self) -> None:
+        """See `Candidacy`: the term lasts as long as this process."""
+
+    def let_go(self) -> None:
+        """See `Candidacy`."""
 
     def abort_with(self, abort: Callable[[], None]) -> None:
         """See `Candidacy`: this process is killed."""

@@ -1,58 +1,132 @@
-"""Any scheduler, under guard: its own storage and entries, but it publishes and writes only while its beat leads."""
+"""Any scheduler, under guard: its own storage and entries, but it publishes and writes only while its beat leads.
+
+What it knows of a tick is written to its storage once the message is with the broker, and never before: whoever dies in
+between leaves a tick that the next leader publishes (again), but none that nobody publishes.
+"""
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import shelve
+import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
-from celery.beat import Scheduler
-
-from celery_highlander.errors import ConfigurationError
+from celery.beat import Scheduler, SchedulingError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery_highlander.beat.publishing import Publishing
 
 
-@functools.cache
 def guarded(kind: Any) -> type[Scheduler]:
-    """Return a subclass of `kind` that publishes under a `Publishing`, given as the argument `publishing`.
+    """Return a subclass of the scheduler `kind` that publishes under a `Publishing`, its argument `publishing`."""
+    return type(f"Guarded{kind.__name__}", (Guard, kind), {})
 
-    Raises:
-        ConfigurationError: it is no scheduler, or one that elects by itself.
-    """
-    if not (isinstance(kind, type) and issubclass(kind, Scheduler)):
-        raise ConfigurationError(f"highlander_beat_scheduler is {kind!r}, not a subclass of celery.beat.Scheduler")
 
-    class Guarded(kind):  # whichever it is
-        trouble = ""
+class Guard(Scheduler):
+    """What comes before the guarded class in the order of resolution."""
 
-        def __init__(self, app: Any, *args: Any, publishing: Publishing, **kwargs: Any) -> None:
-            self._publishing = publishing
-            super().__init__(app, *args, **kwargs)
-            self.sync_every_tasks = 1  # a successor reads from its storage what was sent
+    trouble = ""
 
-        @property
-        def producer(self) -> Any:
-            return self._publishing.producer(self.Producer)
+    def __init__(self, app: Any, *, publishing: Publishing, **kwargs: Any) -> None:
+        self._publishing = publishing
+        self._unsent = False
+        self._failure: BaseException | None = None
+        super().__init__(app=app, **kwargs)
 
-        def tick(self, *args: Any, **kwargs: Any) -> float:
-            self._publishing.check()
-            self._publishing.producer(self.Producer)  # before an entry is taken out of the heap
-            return float(super().tick(*args, **kwargs) or 0.0)
+    @property
+    def producer(self) -> Any:
+        """A producer on a connection that has been in use lately."""
+        return self._publishing.producer(self.Producer)
 
-        def apply_async(self, *args: Any, **kwargs: Any) -> Any:
-            self._publishing.check()
-            return super().apply_async(*args, **kwargs)
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Publish what is due; return the seconds until the next pass.
 
-        def sync(self) -> None:
-            if self._publishing.is_allowed():  # later on it is the successor's
-                super().sync()
+        Raises:
+            NotLeading: the term is over.
+            Exception: the broker's, the storage's: whoever comes next begins with what the storage says.
+        """
+        self._publishing.check()
+        self._publishing.producer(self.Producer)  # before an entry is taken out of the heap
+        wait = super().tick(*args, **kwargs)
+        if self._failure is not None:
+            raise self._failure
+        return float(wait or 0.0)
 
-        def close(self) -> None:
+    def reserve(self, entry: Any) -> Any:
+        """Move an entry on; that is not to be written down yet."""
+        self._unsent = True
+        return super().reserve(entry)
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish an entry, then write down that it was, or that it never can be."""
+        self._unsent = True
+        self._publishing.check()
+        with _uninterrupted():
             try:
-                super().close()
-            finally:
-                self._publishing.disconnect()
+                result = super().apply_async(*args, **kwargs)
+            except SchedulingError as failure:
+                error = failure.__cause__ or failure.__context__ or failure
+                if self._publishing.failed_by(error):
+                    self._failure = error
+                else:
+                    self._settle()
+                raise  # `apply_entry` logs it
+            self._settle()
+            return result
 
-    Guarded.__name__ = Guarded.__qualname__ = f"Guarded{kind.__name__}"
-    return Guarded
+    def _settle(self) -> None:
+        self._unsent = False
+        self._do_sync()
+
+    def should_sync(self) -> bool:
+        """Return whether it is time for a `sync`."""
+        return not self._unsent and bool(super().should_sync())
+
+    @property
+    def _may_write(self) -> bool:
+        return not self._unsent and self._publishing.may_finish()
+
+    def sync(self) -> None:
+        """Write to the storage; later on it is the successor's."""
+        if self._may_write:
+            super().sync()
+
+    def close(self) -> None:
+        """Let go of storage and broker."""
+        try:
+            if not self._may_write:
+                _forget(getattr(self, "_store", None))
+            super().close()
+        finally:
+            self._unsent = True  # for finalizers: nothing is written any more
+            self._publishing.disconnect()
+
+
+def _forget(store: Any) -> None:
+    """Drop what a shelf (of Celery's PersistentScheduler) would write when it is closed."""
+    if isinstance(store, shelve.Shelf):
+        store.writeback = False  # type: ignore[attr-defined]  # typeshed does not know of it
+        store.cache.clear()  # type: ignore[attr-defined]  # the same
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Have SIGTERM and SIGINT wait: beat's handler raises SystemExit, also between a publication and its record."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # there they do not arrive
+        return
+    came: list[int] = []
+    before: dict[int, Any] = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)

@@ -6,7 +6,10 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from kombu.exceptions import OperationalError
+
 from celery_highlander.beat.broker import IDLE_LIMIT
+from celery_highlander.clock import boot_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +48,16 @@ class Publishing:
         if not self._term.is_valid():
             raise NotLeading
 
-    def is_allowed(self) -> bool:
-        """Whether something may be published at this instant."""
-        return self._term.is_valid()
+    def may_finish(self) -> bool:
+        """Whether what was begun may be finished: no successor acts yet, even where this term has to stop."""
+        return boot_time() < self._term.lease_deadline
+
+    def failed_by(self, error: BaseException) -> bool:
+        """Whether it is the broker's error, not the message's: then the message is to be published again."""
+        kinds: tuple[type[BaseException], ...] = (OperationalError, OSError)
+        if self._connection is not None:
+            kinds += (*self._connection.connection_errors, *self._connection.channel_errors)
+        return isinstance(error, kinds)
 
     def producer(self, make: Callable[..., Any]) -> Any:
         """Return a producer on a connection that has been in use lately.

@@ -14,7 +14,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery.beat import Scheduler
-from kombu.utils.imports import symbol_by_name
 
 from celery_highlander.beat.broker import open_for_publishing
 from celery_highlander.beat.candidacy import GivenCandidacy, OwnCandidacy
@@ -27,6 +26,7 @@ from celery_highlander.store.connecting import plain, redacted
 from celery_highlander.worker.bootsteps import refuse
 from celery_highlander.worker.highlander import Highlander
 from celery_highlander.worker.leadership import present_leadership
+from celery_highlander.worker.schedulers import find_scheduler
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -69,6 +69,8 @@ class HighlanderScheduler(Scheduler):
         try:
             self._settings = self._highlander.settings()
             self._key = self._highlander.beat_key(self._settings)
+            path = self._settings.beat_scheduler
+            self._guarded = guarded(find_scheduler(path)) if path else None
         except ConfigurationError as error:
             raise refuse(error) from None
         super().__init__(app, *args, lazy=lazy, **kwargs)
@@ -197,10 +199,10 @@ class HighlanderScheduler(Scheduler):
         settings = self._settings
         publishing = Publishing(term, lambda: open_for_publishing(self.app, settings.drain_timeout))
         common = {"max_interval": self._options.get("max_interval"), "Producer": self.Producer}
-        if settings.beat_scheduler:
-            kind = guarded(symbol_by_name(settings.beat_scheduler))
+        if self._guarded is not None:
+            candidacy.hold()
             options = {name: value for name, value in self._options.items() if name not in common}
-            return kind(self.app, publishing=publishing, **common, **options)
+            return self._guarded(self.app, publishing=publishing, **common, **options)
         ledger = LedgerConnection(self._highlander.target(settings), settings, self._key, term.token)
         candidacy.abort_with(ledger.abort)
         return LedgerScheduler(self.app, ledger=ledger, publishing=publishing, settings=settings, **common)
@@ -212,6 +214,8 @@ class HighlanderScheduler(Scheduler):
         if inner is not None:
             with contextlib.suppress(Exception):
                 inner.close()
+        if self._candidacy is not None:
+            self._candidacy.let_go()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

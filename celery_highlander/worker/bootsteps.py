@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps, signals
 from celery.worker import state
 
+from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.worker import children, pools
@@ -22,6 +23,7 @@ from celery_highlander.worker.link import KeeperLink, LinkPlan
 from celery_highlander.worker.once import RunOnce
 from celery_highlander.worker.progress import LoopWatch
 from celery_highlander.worker.queues import QueueWork
+from celery_highlander.worker.schedulers import find_scheduler
 from celery_highlander.worker.voice import Voice
 
 if TYPE_CHECKING:
@@ -94,6 +96,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         queues = highlander.queues(settings)
         processes = highlander.processes(settings)
         _refuse_static_queues(w, queues)
+        if BEAT in processes and settings.beat_scheduler:
+            find_scheduler(settings.beat_scheduler)  # in the process of its own it would fail again and again
         self.consumers = Consumers(w.app, w)
         self.consumers.declare(queues)
         plan = LinkPlan(

@@ -313,7 +313,7 @@ class KeeperLink:
         deadline = self.cell.deadline
         if not self._held or now < deadline - self._timing.drain_timeout:
             return
-        for name, held in self._held.items():
+        for name, held in list(self._held.items()):
             if not held.stopping:
                 self._stop(name, held.token, "lease not renewed in time", deadline, lost=True)
 

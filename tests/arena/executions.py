@@ -13,6 +13,8 @@ from tests.arena.journal import now_ns
 if TYPE_CHECKING:
     from pathlib import Path
 
+_UNKNOWN = datetime.min.replace(tzinfo=timezone.utc)  # where there is no ledger
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -41,7 +43,8 @@ def read(directory: Path) -> list[Execution]:
     for path in directory.glob("executions.*"):
         for line in path.read_text().splitlines():
             entry, due_at, at, task_id, copy = line.split(" ")
-            found.append(Execution(entry, datetime.fromisoformat(due_at), int(at), task_id, copy))
+            due = _UNKNOWN if due_at == "-" else datetime.fromisoformat(due_at)
+            found.append(Execution(entry, due, int(at), task_id, copy))
     return sorted(found, key=lambda run: run.at)
 
 
