@@ -23,7 +23,7 @@ Policy = Literal["latest", "all", "skip"]
 POLICIES: tuple[Policy, ...] = ("latest", "all", "skip")
 
 STEPS = 10_000
-"""How many missed ticks of an entry are looked at in one go."""
+"""How many missed ticks of a crontab are looked at in one go."""
 
 _HOURS = 24
 
@@ -65,22 +65,26 @@ def look(
             that were due before `acting_since`.
         grace: seconds after which a tick is too old to be published; None: never.
         acting_since: since when this beat acts.
-        limit: how many ticks to return at most; with `all` the rest is found by the next look.
+        limit: with `all`, how many ticks to return at most; the rest is found by the next look.
 
     Raises:
         Exception: whatever a schedule of the application raises.
     """
     if not is_predictable(ticker):
         return _observe(ticker, last, now)
+    oldest = None if grace is None else now - timedelta(seconds=grace)
+    if policy == "skip":
+        oldest = acting_since if oldest is None else max(oldest, acting_since)
+    if _is_grid(ticker):
+        return _count(ticker.run_every, last.astimezone(timezone.utc), now, oldest, limit if policy == "all" else None)
     due: list[datetime] = []
     skipped = 0
-    oldest = None if grace is None else now - timedelta(seconds=grace)
     following = last
     for seen, following in enumerate(_after(ticker, last)):
-        if following > now or seen == STEPS or len(due) == limit:
+        if following > now or seen == STEPS or (policy == "all" and len(due) == limit):
             break
         last = following
-        if (oldest is not None and following < oldest) or (policy == "skip" and following < acting_since):
+        if oldest is not None and following < oldest:
             skipped += 1
         elif policy == "all":
             due.append(following)
@@ -93,12 +97,30 @@ def look(
     return Missed(tuple(due), skipped, last, following)
 
 
+def _count(every: timedelta, last: datetime, now: datetime, oldest: datetime | None, limit: int | None) -> Missed:
+    """Return what was missed on the grid of an interval: so many ticks since `oldest`, or the newest one (None)."""
+    missed = max(0, (now - last) // every)
+    old = 0 if oldest is None else min(missed, max(0, -((last - oldest) // every) - 1))  # due before `oldest`
+    if limit is None:
+        taken = range(max(missed, old + 1), missed + 1)
+        skipped = missed - len(taken)
+    else:
+        missed = min(missed, old + limit)
+        taken, skipped = range(old + 1, missed + 1), old
+    return Missed(tuple(last + number * every for number in taken), skipped, last + missed * every, last + (missed + 1) * every)
+
+
 def is_predictable(ticker: BaseSchedule) -> bool:
     """Whether the instants at which a schedule is due follow from each other."""
     kind = type(ticker)
     if kind is schedule:
         return bool(ticker.run_every > timedelta(0))
     return kind in (crontab, solar)
+
+
+def _is_grid(ticker: Any) -> bool:
+    """Whether a predictable schedule is an interval that counts from the tick before."""
+    return type(ticker) is schedule and not ticker.relative
 
 
 def _after(ticker: BaseSchedule, last: datetime) -> Iterator[datetime]:

@@ -31,6 +31,8 @@ from celery_highlander.store.connecting import open_connection
 from celery_highlander.store.ticks import Advance, Ledger, Tick, tick_id
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from celery import Celery
     from celery.beat import ScheduleEntry
     from sqlalchemy import Connection
@@ -46,6 +48,9 @@ HEADER = "highlander_tick"
 
 BATCH = 100
 """How many ticks are claimed together, at most, so that few are open when a beat dies."""
+
+NAMED = 10
+"""How many entries a line of the log names, at most."""
 
 PRUNE_INTERVAL = 60.0
 """Seconds between two looks for ticks that nobody needs any more."""
@@ -220,9 +225,9 @@ class LedgerScheduler(Scheduler):
             ticks = tuple(Tick(tick_id(self._link.key, name, at), name, at) for at in found.ticks)
             room -= len(ticks)
             advances.append(Advance(name, found.last, found.skipped, ticks))
-            self._say_skipped(name, found)
         if not advances:
             return
+        self._say_skipped([advance for advance in advances if advance.skipped])
         claimed = self._ledger.claim(advances)
         mine = [tick for advance in advances for tick in advance.ticks if tick.id in claimed]
         self._open.extend(sorted(mine, key=lambda tick: tick.due_at))
@@ -254,12 +259,18 @@ class LedgerScheduler(Scheduler):
             return deadline
         return grace
 
-    def _say_skipped(self, name: str, found: Missed) -> None:
-        if found.skipped:
+    def _say_skipped(self, advances: Sequence[Advance]) -> None:
+        """Log what was skipped, in one line: of a schedule that is more than can be sent it is much, and each time."""
+        if advances:
+            names = ", ".join(repr(advance.entry) for advance in advances[:NAMED])
             logger.warning(
-                "beat: skipped %d missed ticks of %r, up to %s", found.skipped, name, found.last.isoformat(),
+                "beat: skipped %d missed ticks of %s%s, up to %s",
+                sum(advance.skipped for advance in advances),
+                names,
+                f" and {len(advances) - NAMED} other entries" if len(advances) > NAMED else "",
+                max(advance.last_run_at for advance in advances).isoformat(),
                 extra={"action": "ticks_skipped"},
-            )  # fmt: skip
+            )
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 

@@ -78,10 +78,35 @@ def test_nothing_is_due_before_its_time() -> None:
 def test_many_missed_ticks_are_taken_in_portions() -> None:
     found = seen(EVERY, NOON, at(100), "all", limit=3)
     assert found == Missed((at(10), at(20), at(30)), 0, at(30), at(40))
-    found = seen(schedule(1.0, app=app()), NOON, at(due.STEPS + 500.5))
+    slow = schedule(1.0, relative=True, app=app())  # each of its instants follows from the one before
+    found = seen(slow, NOON, at(due.STEPS + 500.5))
     assert found == Missed((), due.STEPS, at(due.STEPS), at(due.STEPS + 1))  # the latest one is yet to come
-    found = seen(schedule(1.0, app=app()), found.last, at(due.STEPS + 500.5))
+    found = seen(slow, found.last, at(due.STEPS + 500.5))
     assert (found.ticks, found.skipped) == ((at(due.STEPS + 500),), 499)
+
+
+def test_the_limit_is_for_those_that_are_made_up_for_one_by_one() -> None:
+    slow = schedule(10.0, relative=True, app=app())
+    for ticker in (EVERY, slow):
+        assert seen(ticker, NOON, at(35), "latest", limit=1) == Missed((at(30),), 2, at(30), at(40))
+
+
+@given(
+    policy=st.sampled_from(due.POLICIES),
+    behind=st.floats(0, 100),
+    grace=st.none() | st.floats(0, 120),
+    acted=st.floats(-10, 110),
+    limit=st.integers(1, 12),
+)
+def test_the_grid_of_an_interval_is_counted_as_if_one_went_along_it(
+    policy: Policy, behind: float, grace: float | None, acted: float, limit: int
+) -> None:
+    every = timedelta(seconds=7)
+    options: dict[str, Any] = {"grace": grace, "acting_since": at(acted), "limit": limit}
+    counted = seen(schedule(every, app=app()), NOON, at(behind), policy, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(due, "_is_grid", lambda _: False)
+        assert counted == seen(schedule(every, app=app()), NOON, at(behind), policy, **options)
 
 
 @given(st.lists(st.floats(0.01, 40), max_size=30), st.sampled_from([0.3, 1.0, 7.0]))
