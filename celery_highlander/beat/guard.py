@@ -6,17 +6,14 @@ between leaves a tick that the next leader publishes (again), but none that nobo
 
 from __future__ import annotations
 
-import contextlib
 import shelve
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 from celery.beat import Scheduler, SchedulingError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from celery_highlander.beat.publishing import uninterrupted
 
+if TYPE_CHECKING:
     from celery_highlander.beat.publishing import Publishing
 
 
@@ -64,7 +61,7 @@ class Guard(Scheduler):
         """Publish an entry, then write down that it was, or that it never can be."""
         self._unsent = True
         self._publishing.check()
-        with _uninterrupted():
+        with uninterrupted():
             try:
                 result = super().apply_async(*args, **kwargs)
             except SchedulingError as failure:
@@ -110,23 +107,3 @@ def _forget(store: Any) -> None:
     if isinstance(store, shelve.Shelf):
         store.writeback = False  # type: ignore[attr-defined]  # typeshed does not know of it
         store.cache.clear()  # type: ignore[attr-defined]  # the same
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Have SIGTERM and SIGINT wait: beat's handler raises SystemExit, also between a publication and its record."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # there they do not arrive
-        return
-    came: list[int] = []
-    before: dict[int, Any] = {
-        number: signal.signal(number, lambda number, _: came.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)

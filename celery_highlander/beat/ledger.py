@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from celery.beat import Scheduler, SchedulingError
 from celery.schedules import crontab
 from celery.utils.time import maybe_make_aware
-from kombu.exceptions import OperationalError
 from sqlalchemy import text
 
 from celery_highlander.beat.due import Missed, look
+from celery_highlander.beat.publishing import uninterrupted
 from celery_highlander.config import OTHERS
 from celery_highlander.store.connecting import open_connection
 from celery_highlander.store.ticks import Advance, Ledger, Tick, tick_id
@@ -294,12 +294,13 @@ class LedgerScheduler(Scheduler):
             self._broker_failed(error)
             return
         entry.last_run_at = tick.due_at
-        self._present = tick
-        self.apply_entry(entry, producer=producer)
-        if not self.trouble:
-            self._outcomes.setdefault(tick.id, None)
-            self._open.popleft()
-            entry.total_run_count += 1
+        with uninterrupted():
+            self._present = tick
+            self.apply_entry(entry, producer=producer)
+            if not self.trouble:
+                self._outcomes.setdefault(tick.id, None)
+                self._open.popleft()
+                entry.total_run_count += 1
 
     def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Publish an entry under the identity of its tick. Called by `apply_entry`, which others may have wrapped."""
@@ -313,7 +314,7 @@ class LedgerScheduler(Scheduler):
             return super().apply_async(marked, producer=producer, advance=False, **kwargs)
         except SchedulingError as failure:
             error = failure.__cause__ or failure.__context__ or failure
-            if _is_of_the_broker(error, producer):
+            if self._publishing.failed_by(error):
                 self._broker_failed(error)
             else:
                 self._outcomes[tick.id] = f"{type(error).__name__}: {error}"
@@ -363,14 +364,3 @@ def _aware(moment: datetime) -> datetime:
 def _of(option: Any, name: str, default: Any) -> Any:
     """Return what a setting says for an entry."""
     return option.get(name, option.get(OTHERS, default)) if isinstance(option, dict) else option
-
-
-def _is_of_the_broker(error: BaseException, producer: Any) -> bool:
-    connection = producer.connection
-    kinds: tuple[type[BaseException], ...] = (
-        OperationalError,
-        OSError,
-        *connection.connection_errors,
-        *connection.channel_errors,
-    )
-    return isinstance(error, kinds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from celery_highlander.beat.broker import IDLE_LIMIT
 from celery_highlander.clock import boot_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from kombu import Connection
 
@@ -80,3 +82,23 @@ class Publishing:
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.release()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have SIGTERM and SIGINT wait: beat's handler raises SystemExit, also between a publication and its record."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # there they do not arrive
+        return
+    came: list[int] = []
+    before: dict[int, Any] = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
