@@ -79,15 +79,18 @@ def finishes(cluster: Cluster, *, task: str = "work", queue: str = QUEUE) -> str
 
 def goes_on(cluster: Cluster) -> str:
     """See the queue at work from now on; return the node. A pool that runs one task at a time goes on with that one."""
-    if cluster.pool != "solo":
-        return finishes(cluster)
+    return finishes(cluster) if cluster.pool != "solo" else beats_on(cluster, QUEUE)
+
+
+def beats_on(cluster: Cluster, singleton: str) -> str:
+    """Wait until work of `singleton` was seen at a later instant than now; return the node."""
     now = now_ns()
 
     def node() -> str:
-        spells = cluster.referee().spells(QUEUE)
+        spells = cluster.referee().spells(singleton)
         return next((spell.owner.node for spell in spells if spell.last > now), "")
 
-    return wait_until(node, PATIENCE, f"{QUEUE!r} to go on")
+    return wait_until(node, PATIENCE, f"{singleton!r} to be still at work")
 
 
 def ended(cluster: Cluster, number: int, journal: str = QUEUE) -> str:
