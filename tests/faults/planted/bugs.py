@@ -373,8 +373,7 @@ BUGS = (
     Bug(
         "messages that wait for their rate limit are kept",
         (Change("worker/consumers.py", "[*ours, *self._take_limited(work, consumer)]", "ours"),),
-        "test_kept_back_messages.py::"
-        "test_messages_of_a_limited_rate_do_not_stay_with_a_worker_that_has_lost_the_queue",
+        "test_kept_back_messages.py::test_messages_of_a_limited_rate_do_not_stay_with_a_worker_that_has_lost_the_queue",
     ),
     Bug(
         "a process that makes no progress is left alone",
