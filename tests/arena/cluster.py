@@ -44,6 +44,11 @@ MARK = "HIGHLANDER_ARENA_WORKER"
 """The entry in the environment by which the processes of one worker are found."""
 
 
+def chosen_pool() -> str:
+    """The pool of all workers whose test asks for no other one."""
+    return os.environ.get("HIGHLANDER_ARENA_POOL") or "prefork"
+
+
 def _parents() -> dict[int, int]:
     """Parent of each living process (zombies are dead)."""
     found = {}
@@ -169,7 +174,7 @@ class Cluster:
         pool: str | None = None,
     ) -> None:
         self.url = url
-        self.pool = pool or os.environ.get("HIGHLANDER_ARENA_POOL") or "prefork"
+        self.pool = pool or chosen_pool()
         self.directory = directory
         self.journals = directory / "journals"
         self.journals.mkdir(exist_ok=True)

@@ -47,7 +47,7 @@ class TcpProxy:
         self._netns = netns
         self.host = "127.0.0.1"
         self.port = processes.free_port()
-        self._delay = 0.0
+        self._delays: dict[Direction, float] = dict.fromkeys(_DIRECTIONS, 0.0)
         self._loop = asyncio.new_event_loop()
         self._gates: dict[Direction, asyncio.Event] = {way: asyncio.Event() for way in _DIRECTIONS}
         self._listener: asyncio.Server | None = None
@@ -67,12 +67,13 @@ class TcpProxy:
 
     def heal(self) -> None:
         """Deliver again, without delay, what was held back first."""
-        self._delay = 0.0
+        self.delay(0.0)
         self._call(self._set)
 
-    def delay(self, seconds: float) -> None:
-        """Deliver everything that arrives from now on this much later, in each direction."""
-        self._delay = seconds
+    def delay(self, seconds: float, direction: Direction | None = None) -> None:
+        """Deliver everything that arrives from now on this much later, in one direction or both."""
+        for way in _DIRECTIONS if direction is None else (direction,):
+            self._delays[way] = seconds
 
     def reset(self) -> None:
         """End all connections with RST, towards both sides; what was held back is lost."""
@@ -180,7 +181,7 @@ class TcpProxy:
                 except OSError:
                     chunk = None
                 # Also the end of a connection takes its time, and does not come through a cut.
-                await held.put((self._loop.time() + self._delay, chunk))
+                await held.put((self._loop.time() + self._delays[way], chunk))
                 if not chunk:
                     break
             await delivery

@@ -15,8 +15,12 @@ from celery_highlander.election.node import Mark
 from celery_highlander.store import connecting, migrations
 from celery_highlander.store.terms import Identity, Terms
 from tests.arena import network
+<<<<<<< HEAD
 from tests.arena.beats import BEAT, BeatCluster
 from tests.arena.cluster import Cluster
+=======
+from tests.arena.cluster import Cluster, chosen_pool
+>>>>>>> helper-a
 from tests.arena.requirements import require
 from tests.arena.servers import Postgres, RabbitMQ, Redis
 from tests.faults.hosts import Hosts
@@ -88,6 +92,13 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
     require((Redis if request.param == "redis" else RabbitMQ).available())
     with Hosts(request.param) as made:
         yield made
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked as being about other pools than the chosen one."""
+    marker = item.get_closest_marker("pool")
+    if marker is not None and chosen_pool() not in marker.args:
+        pytest.skip(f"not on the pool {chosen_pool()!r}: {marker.kwargs['reason']}")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from tests.arena import processes
+from tests.arena.journal import now_ns
 from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -74,6 +75,22 @@ def finishes(cluster: Cluster, *, task: str = "work", queue: str = QUEUE) -> str
     number = 1_000_000 + next(_numbers)
     cluster.send(number, task=task, queue=queue)
     return ended(cluster, number, journal=QUEUE if task == "work" else task)
+
+
+def goes_on(cluster: Cluster) -> str:
+    """See the queue at work from now on; return the node. A pool that runs one task at a time goes on with that one."""
+    return finishes(cluster) if cluster.pool != "solo" else beats_on(cluster, QUEUE)
+
+
+def beats_on(cluster: Cluster, singleton: str) -> str:
+    """Wait until work of `singleton` was seen at a later instant than now; return the node."""
+    now = now_ns()
+
+    def node() -> str:
+        spells = cluster.referee().spells(singleton)
+        return next((spell.owner.node for spell in spells if spell.last > now), "")
+
+    return wait_until(node, PATIENCE, f"{singleton!r} to be still at work")
 
 
 def ended(cluster: Cluster, number: int, journal: str = QUEUE) -> str:

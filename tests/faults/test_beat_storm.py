@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +24,7 @@ from tests.faults.conftest import lead_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
     from pathlib import Path
 
     from tests.arena.cluster import Worker
@@ -188,7 +189,8 @@ def judge(storm: Storm, policy: str) -> None:
         assert skipped == {}
         with contextlib.suppress(WaitedInVainError):
             wait_until(lambda: executions.missing(runs(), INTERVALS) == {}, CATCH_UP, "no holes")
-        assert executions.missing(runs(), INTERVALS) == {}
+        lost = executions.missing(runs(), INTERVALS)
+        assert lost == {}, f"lost, and what the ledger knows of them: {known_of(storm, lost)}"
     else:
         # Each due tick ran, or was counted as skipped.
         with contextlib.suppress(WaitedInVainError):
@@ -198,6 +200,24 @@ def judge(storm: Storm, policy: str) -> None:
     assert executions.from_two_copies(cluster.runs()) == {}
     twice = executions.doubled(cluster.runs())
     print(f"{len(cluster.runs())} runs, {len(twice)} ticks ran again when the broker delivered their message again")
+
+
+def known_of(storm: Storm, lost: dict[str, list[datetime]]) -> list[tuple[Any, ...]]:
+    """What the ledger says of lost ticks; with Redis also what is unacknowledged."""
+    found = [
+        row
+        for entry, instants in lost.items()
+        for instant in instants
+        for row in storm.cluster.query(
+            "select entry, due_at, claimed_at, attempts, settled_at, failure, run_by, run_at from highlander_tick"
+            " where entry = %s and due_at = %s",
+            entry,
+            instant,
+        )
+    ]
+    if isinstance(storm.broker, Redis):
+        found.append(("unacknowledged", storm.broker.command("HLEN", "unacked")))
+    return found
 
 
 def holes(runs: list[executions.Execution]) -> int:

@@ -51,7 +51,7 @@ def stay_up(*workers: Worker) -> None:
 def both_lead_again(cluster: Cluster, queue: int, process: int) -> None:
     scenes.acts(cluster, PROCESS, process)
     scenes.acts(cluster, QUEUE, queue)
-    scenes.finishes(cluster)
+    scenes.goes_on(cluster)
     cluster.referee().verdict(QUEUE, PROCESS)
 
 

@@ -123,6 +123,25 @@ def test_nobody_acts_too_early_after_a_failover_that_lost_the_newest_terms(
 
 
 @pytest.mark.slow
+def test_a_stopped_mark_from_before_a_failover_says_nothing_of_the_terms_that_were_lost(
+    cluster: MakeCluster, postgres: Database, standby: Standby, replication: TcpProxy
+) -> None:
+    with TcpProxy("127.0.0.1", postgres.server.port) as way:
+        shop = cluster("redis", processes=STUBBORN, conf={"highlander_url": postgres.url(port=way.port)})
+        standby.wait_for_replay()
+        replication.cut()  # the standby knows of the first terms, which ended well, and of nothing else
+        ended_well = "select count(*) from highlander_term where stopped_at is not null"
+        assert standby.execute(ended_well, dbname="shop") == [(2,)]
+        scenes.leader_and_standby(shop)
+        lost = {singleton: scenes.acts(shop, singleton) for singleton in (QUEUE, PROCESS)}
+        way.target = ("127.0.0.1", standby.port)
+        standby.promote()
+        way.reset()
+        shop.url = standby.url(dbname="shop")
+        judge(shop, standby, lost)
+
+
+@pytest.mark.slow
 def test_workers_with_the_addresses_of_both_servers_find_the_promoted_one(
     cluster: MakeCluster, postgres: Database, standby: Standby, replication: TcpProxy
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -66,3 +67,18 @@ def test_messages_of_a_limited_rate_run_once_after_a_warm_shutdown(
     leader.send(signal.SIGTERM)
     scenes.nothing_left(leader)
     all_ran_once(shop, 16)
+
+
+@pytest.mark.slow
+def test_messages_of_a_limited_rate_do_not_stay_with_a_worker_that_has_lost_the_queue(cluster: MakeCluster) -> None:
+    shop = cluster("rabbitmq", processes={})
+    hourly = {"task_annotations": {"tests.arena.shop.work": {"rate_limit": "1/h"}}}
+    leader = shop.start(*scenes.QUIET, "--highlander-priority", "1", conf=hourly, concurrency=2)
+    shop.leader(QUEUE, timeout=PATIENCE)
+    scenes.ready(shop.start(*scenes.QUIET))  # it limits nothing
+    for number in range(1, 5):
+        shop.send(number)
+    wait_until(lambda: leader.log.count("received") >= 3, PATIENCE, "the leader to keep messages")
+    os.kill(leader.keeper, signal.SIGKILL)
+    all_ran_once(shop, 4)
+    assert leader.is_running

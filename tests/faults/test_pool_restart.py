@@ -15,7 +15,11 @@ from tests.faults.scenes import QUEUE
 if TYPE_CHECKING:
     from tests.faults.conftest import MakeCluster
 
-pytestmark = [pytest.mark.fault, pytest.mark.postgres]
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.postgres,
+    pytest.mark.pool("prefork", reason="it has no pool children"),
+]
 
 
 def test_the_children_of_a_restarted_pool_die_with_their_worker(cluster: MakeCluster) -> None:

@@ -81,3 +81,23 @@ def test_nobody_acts_while_every_link_is_slow_and_somebody_does_afterwards(
         scenes.finishes(shop)
         assert all(worker.is_running for worker in workers)
         shop.referee().verdict(QUEUE, PROCESS)
+
+
+@pytest.mark.slow
+def test_a_late_answer_does_not_make_a_lease_longer(cluster: MakeCluster, postgres: Database) -> None:
+    lease = 5.0
+    # A lease so tight for these that it is what ends the work, and not the time-out of the next heartbeat.
+    tight = {"highlander_lease_duration": lease, "highlander_heartbeat_timeout": 1.8, "highlander_drain_timeout": 2.0}
+    shop = cluster("redis", processes={PROCESS: "tests.arena.shop:stubborn"}, conf=tight)
+    with TcpProxy("127.0.0.1", postgres.server.port) as proxy:
+        way = postgres.url(port=proxy.port)
+        _, standby = scenes.leader_and_standby(shop, leader_conf={"highlander_url": way})
+        tokens = {singleton: scenes.acts(shop, singleton) for singleton in (QUEUE, PROCESS)}
+        proxy.delay(0.9, "to_client")
+        heartbeats = shop.heartbeats(PROCESS)
+        wait_until(lambda: shop.heartbeats(PROCESS) > heartbeats + 1, PATIENCE, "a heartbeat whose answer is late")
+        proxy.cut("to_server")
+        found = taken_over(shop, tokens, now_ns(), "late answer, then a cut")
+        assert all(ended < lease for ended, _ in found.values())
+        assert shop.leader(PROCESS) is standby
+        shop.referee().verdict(QUEUE, PROCESS)

@@ -18,7 +18,11 @@ from tests.faults.scenes import QUEUE
 if TYPE_CHECKING:
     from tests.faults.conftest import MakeCluster
 
-pytestmark = [pytest.mark.fault, pytest.mark.postgres]
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.postgres,
+    pytest.mark.pool("prefork", reason="it has no pool children"),
+]
 
 SPAWN = {"worker_pool_start_method": "spawn", "include": ["tests.arena.shop"]}
 

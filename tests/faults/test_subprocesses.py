@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.fault,
     pytest.mark.postgres,
+    pytest.mark.pool("prefork", reason="it has no pool children"),
     pytest.mark.skipif("sys.platform != 'linux'", reason="what a task has started is found on Linux only"),
 ]
 

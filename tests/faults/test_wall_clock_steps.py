@@ -60,10 +60,10 @@ def wrong_in(worker: Worker) -> int:
 
 
 def keeps_leading(shop: Cluster, since: int) -> None:
-    """Two leases later nobody acts beside another, and nobody was without a leader for too long."""
+    """Two leases later somebody acts, nobody beside another, and nothing was without a leader for too long."""
     wait_until(lambda: now_ns() - since > 2 * LEASE * 1e9, PATIENCE, "two leases after the step")
     for singleton in (QUEUE, PROCESS):
-        scenes.acts(shop, singleton)
+        scenes.beats_on(shop, singleton)
     shop.referee().verdict(QUEUE, PROCESS)
     longest = max([gap.duration / 1e9 for gap in shop.referee().gaps(PROCESS)], default=0.0)
     print(f"MEASURED clock step: {PROCESS!r} was led by nobody for at most {longest:.2f} s")

@@ -33,6 +33,14 @@ _NO_DEADLINE = Change(
     "    while True:\n        left = 1.0\n",
 )
 
+_NO_ANSWER_AWAITED = Change("election/node.py", "        if overdue and self.connected:\n", "        if False:\n")
+_NO_ANSWER_AWAITED_BY_TCP = Change(
+    "store/connecting.py",
+    "int(patience * 1000)\n",
+    'int(patience * 1000)\n    arguments |= {"tcp_user_timeout": 3600000, "keepalives": 0}\n',
+)
+_NO_TIME = Change("store/terms.py", "greatest(0, least(extract(", "0 * greatest(0, least(extract(")
+
 BUGS = (
     Bug(
         "a keeper goes on leading for a dead worker",
@@ -365,7 +373,7 @@ BUGS = (
     Bug(
         "messages that wait for their rate limit are kept",
         (Change("worker/consumers.py", "[*ours, *self._take_limited(work, consumer)]", "ours"),),
-        "test_kept_back_messages.py::test_messages_of_a_limited_rate_run_once_after_a_warm_shutdown[prefork-redis]",
+        "test_kept_back_messages.py::test_messages_of_a_limited_rate_do_not_stay_with_a_worker_that_has_lost_the_queue",
     ),
     Bug(
         "a process that makes no progress is left alone",
@@ -379,6 +387,7 @@ BUGS = (
         "test_stuck_work.py::test_a_process_that_makes_no_progress_goes_to_another_node",
     ),
     Bug(
+<<<<<<< HEAD
         "every copy of the message of a tick is run",
         (
             Change(
@@ -398,5 +407,79 @@ BUGS = (
         "messages that wait for the ledger leave room for others in a serial queue",
         (Change("worker/queues.py", " + self._consumers.count_asking(self)", ""),),
         "test_ticks_run_once.py::test_in_a_serial_queue_ticks_keep_their_place[prefork-redis]",
+=======
+        "a leader that is cut off has no deadline of its own",
+        (
+            Change("election/lease.py", "return lease_deadline - self.kill_margin\n", "return lease_deadline + 60.0\n"),
+            Change(
+                "election/lease.py",
+                "return lease_deadline - self.kill_margin - self.drain_timeout\n",
+                "return lease_deadline + 60.0\n",
+            ),
+            _NO_ANSWER_AWAITED,
+            _NO_ANSWER_AWAITED_BY_TCP,
+        ),
+        "test_packets_to_database_dropped.py::"
+        "test_work_is_dead_before_the_lease_ends_and_another_node_takes_over_when_packets_are_dropped[both-redis]",
+    ),
+    Bug(
+        "a lease is counted from the answer of a heartbeat",
+        (
+            Change("keeper/session.py", "HeartbeatAnswered(sent_at)", "HeartbeatAnswered(boot_time())"),
+            _NO_ANSWER_AWAITED,
+        ),
+        "test_slow_link.py::test_a_late_answer_does_not_make_a_lease_longer",
+    ),
+    Bug(
+        "a successor acts as soon as it has the lock",
+        (
+            Change("election/protocol.py", "return sighting.first_seen_at + wait_for(before.owed)", "return now"),
+            Change("election/protocol.py", "return now + wait_for(before.owed)", "return now"),
+        ),
+        "test_half_open_connection.py::"
+        "test_nobody_acts_beside_a_leader_whose_session_ended_at_the_server_without_a_word[redis]",
+    ),
+    Bug(
+        "the server keeps the session of a client that is gone",
+        (
+            Change("store/connecting.py", '"idle_session_timeout": timing.lease', '"idle_session_timeout": 3600'),
+            Change("store/connecting.py", '"tcp_user_timeout": timing.lease', '"tcp_user_timeout": 3600'),
+            Change("store/connecting.py", '"tcp_keepalives_idle": "2"', '"tcp_keepalives_idle": "3600"'),
+        ),
+        "test_half_open_connection.py::test_the_server_drops_a_session_whose_client_is_gone_without_a_word[redis]",
+    ),
+    Bug(
+        "a heartbeat only reads",
+        (
+            Change(
+                "store/terms.py",
+                'renewed, pid, recovering = self._run("heartbeat", **values).one()',
+                'renewed, pid, recovering = len(terms), *self._run("alive").one()[1:]',
+            ),
+        ),
+        "test_commits_hang.py::test_a_leader_whose_commits_hang_stops_in_time_and_nobody_else_begins[psycopg2]",
+    ),
+    Bug(
+        "a token rises with neither timeline nor time",
+        (Change("store/terms.py", "cast(:timeline as bigint) << 32)\n", "cast(:timeline as bigint) * 0)\n"), _NO_TIME),
+        "test_database_failover.py::test_nobody_acts_too_early_after_a_failover_that_lost_the_newest_terms",
+    ),
+    Bug(
+        "a stopped mark is believed after a failover",
+        (Change("election/protocol.py", "if not before.same_instance:", "if False:"),),
+        "test_database_failover.py::"
+        "test_a_stopped_mark_from_before_a_failover_says_nothing_of_the_terms_that_were_lost",
+    ),
+    Bug(
+        "a lease goes by the wall clock",
+        (
+            Change(
+                "clock.py",
+                'getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)',
+                "time.CLOCK_REALTIME",
+            ),
+        ),
+        "test_wall_clock_steps.py::test_a_workers_clock_does_not_matter[forward]",
+>>>>>>> helper-a
     ),
 )
