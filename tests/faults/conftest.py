@@ -15,12 +15,8 @@ from celery_highlander.election.node import Mark
 from celery_highlander.store import connecting, migrations
 from celery_highlander.store.terms import Identity, Terms
 from tests.arena import network
-<<<<<<< HEAD
 from tests.arena.beats import BEAT, BeatCluster
-from tests.arena.cluster import Cluster
-=======
 from tests.arena.cluster import Cluster, chosen_pool
->>>>>>> helper-a
 from tests.arena.requirements import require
 from tests.arena.servers import Postgres, RabbitMQ, Redis
 from tests.faults.hosts import Hosts

@@ -387,7 +387,6 @@ BUGS = (
         "test_stuck_work.py::test_a_process_that_makes_no_progress_goes_to_another_node",
     ),
     Bug(
-<<<<<<< HEAD
         "every copy of the message of a tick is run",
         (
             Change(
@@ -407,7 +406,8 @@ BUGS = (
         "messages that wait for the ledger leave room for others in a serial queue",
         (Change("worker/queues.py", " + self._consumers.count_asking(self)", ""),),
         "test_ticks_run_once.py::test_in_a_serial_queue_ticks_keep_their_place[prefork-redis]",
-=======
+    ),
+    Bug(
         "a leader that is cut off has no deadline of its own",
         (
             Change("election/lease.py", "return lease_deadline - self.kill_margin\n", "return lease_deadline + 60.0\n"),
@@ -480,6 +480,5 @@ BUGS = (
             ),
         ),
         "test_wall_clock_steps.py::test_a_workers_clock_does_not_matter[forward]",
->>>>>>> helper-a
     ),
 )
