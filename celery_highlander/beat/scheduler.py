@@ -20,6 +20,7 @@ from celery_highlander.beat.candidacy import GivenCandidacy, OwnCandidacy
 from celery_highlander.beat.guard import guarded
 from celery_highlander.beat.ledger import LedgerConnection, LedgerScheduler
 from celery_highlander.beat.publishing import NotLeading, Publishing
+from celery_highlander.beat.warming import warm_up
 from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError, StaleTermError
 from celery_highlander.store.connecting import plain, redacted
@@ -64,6 +65,7 @@ class HighlanderScheduler(Scheduler):
         self._said = ""
         self._closing = False
         self._in_tick = False
+        self._is_warm = False
         self._options = kwargs
         self._highlander = Highlander.of(app) or Highlander(app)
         try:
@@ -129,6 +131,9 @@ class HighlanderScheduler(Scheduler):
         if self._term is not None and term is not self._term:
             self._stand_down()
         if term is None:
+            if not self._is_warm:
+                self._is_warm = True
+                warm_up(self.app, lambda: self._highlander.target(self._settings))
             candidacy.wait(STANDBY_WAIT)
             return 0
         left = self._resume_at - time.monotonic()
