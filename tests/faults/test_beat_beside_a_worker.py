@@ -47,7 +47,14 @@ def test_it_is_started_again_when_it_is_killed(beats: MakeBeats) -> None:
     judge(cluster)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
 def test_another_workers_beat_goes_on_when_its_worker_is_gone(beats: MakeBeats, how: signal.Signals) -> None:
     cluster, active = two_workers(beats)
     token = cluster.token("beat")
@@ -74,6 +81,7 @@ def test_it_is_deposed_when_it_hangs(beats: MakeBeats) -> None:
     assert "no progress" in hanging.log
 
 
+@pytest.mark.slow
 def test_beats_of_both_shapes_are_one(beats: MakeBeats) -> None:
     cluster, active = two_workers(beats)
     alone = cluster.start_beat()

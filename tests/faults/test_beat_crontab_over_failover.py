@@ -57,6 +57,7 @@ def run_over(beats: MakeBeats, zone: str, instant: datetime) -> list[tuple[str, 
     return [(run.entry, run.due_at) for run in cluster.runs()]
 
 
+@pytest.mark.slow
 def test_the_tick_that_came_due_between_two_beats_runs_once(beats: MakeBeats) -> None:
     instant = datetime(2026, 6, 1, 15, tzinfo=UTC)
     assert run_over(beats, "Europe/Berlin", instant) == [("half-hourly", instant)]

@@ -14,7 +14,7 @@ from tests.arena.waiting import wait_until
 if TYPE_CHECKING:
     from tests.faults.conftest import MakeBeats
 
-pytestmark = [pytest.mark.fault, pytest.mark.postgres, pytest.mark.redis]
+pytestmark = [pytest.mark.fault, pytest.mark.postgres, pytest.mark.redis, pytest.mark.slow]
 
 
 def test_an_entry_runs_on_time_though_no_beat_lives_as_long_as_its_interval(beats: MakeBeats) -> None:

@@ -39,7 +39,13 @@ BROKERS = [
 ]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(point, marks=[] if point in ("after_claim", "after_publish") else [pytest.mark.slow])
+        for point in POINTS
+    ],
+)
 @pytest.mark.parametrize("broker", BROKERS)
 def test_a_tick_runs_once_when_the_beat_is_killed(beats: MakeBeats, broker: str, point: str) -> None:
     cluster, pid = struck_at(beats, broker, point, "SIGKILL")
