@@ -17,8 +17,9 @@ from celery.beat import Scheduler
 
 from celery_highlander.beat.broker import open_for_publishing
 from celery_highlander.beat.candidacy import GivenCandidacy, OwnCandidacy
+from celery_highlander.beat.connection import LedgerConnection
 from celery_highlander.beat.guard import guarded
-from celery_highlander.beat.ledger import LedgerConnection, LedgerScheduler
+from celery_highlander.beat.ledger import LedgerScheduler
 from celery_highlander.beat.publishing import NotLeading, Publishing
 from celery_highlander.beat.warming import warm_up
 from celery_highlander.config import BEAT

@@ -189,6 +189,8 @@ _TERM = """term as materialized (
     select 1 from {prefix}singleton where key = :key and token = :token for key share
 )"""
 
+# Several rows of ticks are locked in the order of their ids: beats and workers that have the same ones would wait for
+# each other otherwise.
 _SQL = {
     "load": """
 with {term}, newest as (
@@ -210,9 +212,11 @@ select * from loaded""",
 update {prefix}entry set seen_at = clock_timestamp() where key = :key and name = any(cast(:names as text[]))""",
     "open": "select id::text from {prefix}tick where key = :key and settled_at is null",
     "again": """
-with {term}
+with {term}, locked as materialized (
+    select id from {prefix}tick where id = any(cast(cast(:ids as text[]) as uuid[])) order by id for update
+)
 update {prefix}tick set attempts = attempts + 1, token = :token
-where id = any(cast(cast(:ids as text[]) as uuid[])) and exists (select from term)
+where id in (select id from locked) and exists (select from term)
 returning id::text, entry, due_at, attempts""",
     # The row of each advance comes back, with or without ticks: none at all means that the term is over.
     "claim": """
@@ -235,8 +239,13 @@ with {term}, moved as (
 )
 select c.id from term left join claimed c on true""",
     "settle": """
+with outcome as (
+    select * from unnest(cast(cast(:ids as text[]) as uuid[]), cast(:failures as text[])) as outcome (id, failure)
+), locked as materialized (
+    select id from {prefix}tick where id in (select id from outcome) order by id for update
+)
 update {prefix}tick t set settled_at = clock_timestamp(), failure = outcome.failure
-from unnest(cast(cast(:ids as text[]) as uuid[]), cast(:failures as text[])) as outcome (id, failure)
+from outcome join locked on locked.id = outcome.id
 where t.id = outcome.id""",
     "prune": """
 delete from {prefix}tick
@@ -245,7 +254,6 @@ where key = :key
 }
 
 _RUNS = {
-    # Rows are locked in one order, or two workers with copies of the same ticks would wait for each other.
     "runs": """
 with wanted as (
     select * from unnest(cast(cast(:ids as text[]) as uuid[]), cast(cast(:copies as text[]) as uuid[]))

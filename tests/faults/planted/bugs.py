@@ -481,4 +481,59 @@ BUGS = (
         ),
         "test_wall_clock_steps.py::test_a_workers_clock_does_not_matter[forward]",
     ),
+    Bug(
+        "the next beat does not publish what was claimed",
+        (
+            Change(
+                "store/ticks.py",
+                '        return self.again([row.id for row in self._run("open")])\n',
+                "        return []\n",
+            ),
+        ),
+        "test_beat_struck_around_a_tick.py::test_a_tick_runs_once_when_the_beat_is_killed[redis-after_claim]",
+    ),
+    Bug(
+        "a tick is settled before it is published",
+        (
+            Change(
+                "beat/ledger.py",
+                "        claimed = self._ledger.claim(advances)\n",
+                "        claimed = self._ledger.claim(advances)\n        self._ledger.settle(dict.fromkeys(claimed))\n",
+            ),
+        ),
+        "test_beat_struck_around_a_tick.py::test_a_tick_runs_once_when_the_beat_is_killed[redis-before_publish]",
+    ),
+    Bug(
+        "a beat does not look back",
+        (Change("store/ticks.py", "else e.last_run_at end", "else excluded.last_run_at end"),),
+        "test_beat_dies.py::"
+        "test_no_tick_is_lost_or_doubled_when_the_active_beat_ends_by[redis-kill -9 with its keeper]",
+    ),
+    Bug(
+        "a tick is keyed by when it was seen to be due",
+        (
+            Change(
+                "beat/ledger.py",
+                "Tick(tick_id(self._link.key, name, at), name, at) for at in",
+                "Tick(tick_id(self._link.key, name, now), name, now) for at in",
+            ),
+        ),
+        "test_beat_dies.py::test_no_tick_is_lost_or_doubled_when_the_active_beat_ends_by[redis-SIGTERM]",
+    ),
+    Bug(
+        "all copies of a tick's message look like one",
+        (Change("beat/ledger.py", '"copy": str(uuid.uuid4())', '"copy": tick.id'),),
+        "test_beat_struck_around_a_tick.py::"
+        "test_the_late_message_of_a_beat_that_was_paused_while_it_published_does_not_run_a_second_time[redis]",
+    ),
+    Bug(
+        "what is wrong with an entry is logged with each tick",
+        (Change("beat/ledger.py", "        if self._told.get(name) != reason:\n", "        if True:\n"),),
+        "test_beat_broken_entries.py::test_the_others_go_on_and_the_reason_is_logged_once",
+    ),
+    Bug(
+        "a beat that cannot publish does not let another one try",
+        (Change("beat/scheduler.py", "        if now - self._failing_since > timeout:\n", "        if False:\n"),),
+        "test_beat_broken_entries.py::test_a_beat_in_which_everything_fails_lets_another_one_try",
+    ),
 )
