@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,3 +54,21 @@ def test_a_beat_in_which_everything_fails_lets_another_one_try(beats: MakeBeats)
     assert cut_off.is_running
     assert cut_off.log.count("the broker does not take messages") == 1
     assert "no tick could be published for 2 s" in cut_off.log
+
+
+@pytest.mark.slow
+def test_a_beat_that_hangs_is_killed_and_another_one_goes_on(beats: MakeBeats) -> None:
+    entries = {**ENTRIES, "hanging": {"seconds": 0.6, "hanging": True}}
+    cluster = beats(entries, conf={"highlander_beat_missed": "all", "highlander_progress_timeout": 2.0})
+    cluster.start_consumer()
+    hanging = cluster.start_beat(env={"HIGHLANDER_ARENA_FAILS": "1"})
+    assert cluster.active() is hanging
+    wait_until(cluster.runs, LIMIT, "a run")
+    other = cluster.start_beat()
+    token = cluster.token("beat")
+    assert cluster.active(other_than=token) is other
+    assert hanging.wait() == -signal.SIGKILL
+    runs_more(cluster, 12)
+    runs = cluster.runs()
+    assert executions.doubled(runs) == {}
+    assert executions.missing(runs, {**INTERVALS, "hanging": 0.6}) == {}
