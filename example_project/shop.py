@@ -21,6 +21,7 @@ logger = get_task_logger(__name__)
 app = Celery("shop", broker=os.environ.get("SHOP_BROKER_URL", "redis://localhost:6379/0"))
 app.conf.highlander_url = os.environ.get("SHOP_DATABASE_URL", "postgresql+psycopg2://shop@localhost/shop")
 app.conf.broker_connection_retry_on_startup = True
+app.conf.task_routes = {"example_project.shop.ledger": {"queue": "highlander"}}
 app.conf.update(json.loads(os.environ.get("SHOP_SETTINGS", "{}")))  # any other Celery settings, as one JSON object
 
 PRICE_INTERVAL = float(os.environ.get("SHOP_PRICE_INTERVAL", "1.0"))  # seconds
@@ -31,7 +32,7 @@ highlander = Highlander(app)
 
 # The queue `highlander` is consumed by one worker at a time, the leader. `-X highlander` keeps the others off it.
 # Acknowledged late: when a leader dies in the middle of a payment, the broker still has the message for the next one.
-@app.task(queue="highlander", acks_late=True, reject_on_worker_lost=True)
+@app.task(acks_late=True, reject_on_worker_lost=True)
 def ledger(payment: int, cents: int) -> None:
     """Enter one payment; no other worker writes to the ledger meanwhile."""
     enter(payment, cents)

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.arena.requirements import require
-from tests.arena.servers import Database, Postgres
 from tests.faults import scenes, troubles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.arena.servers import Database
     from tests.faults.conftest import MakeCluster
 
 pytestmark = [pytest.mark.fault, pytest.mark.postgres]
@@ -20,10 +19,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.postgres]
 
 @pytest.fixture
 def postgres() -> Iterator[Database]:
-    require(Postgres.available())
-    with Postgres(settings=troubles.SETTINGS) as server:
-        database = server.create_database("shop")
-        troubles.make_role(database)
+    with troubles.own_database() as database:
         yield database
 
 

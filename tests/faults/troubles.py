@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.arena.journal import now_ns
+from tests.arena.requirements import require
+from tests.arena.servers import Postgres
 from tests.arena.waiting import wait_until
 from tests.faults import scenes
 from tests.faults.scenes import PROCESS, QUEUE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.arena.cluster import Cluster, Worker
-    from tests.arena.servers import Database, Postgres
+    from tests.arena.servers import Database
 
 LEASE = 3.0  # of the arena's TIMELY settings
 SETTINGS: dict[str, str | int] = {"log_connections": "on"}
@@ -27,6 +32,16 @@ _TROUBLE = re.compile(r"(WARNING|ERROR|CRITICAL)/[^\]]*\] (.*)")
 _ATTEMPT = re.compile(r"connection received: host=127\.0\.0\.1")
 _RAMP = 7  # attempts before the pauses between two of them reach their 2 to 3 s
 _LONGEST_PAUSE = 2.0
+
+
+@contextlib.contextmanager
+def own_database() -> Iterator[Database]:
+    """A database on a server of its own, with a role that may do no more than it has to."""
+    require(Postgres.available())
+    with Postgres(settings=SETTINGS) as server:
+        database = server.create_database("shop")
+        make_role(database)
+        yield database
 
 
 def make_role(database: Database) -> None:

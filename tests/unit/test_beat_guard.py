@@ -33,7 +33,7 @@ KILL_MARGIN = 0.5
 @pytest.fixture
 def app() -> Iterator[Celery]:
     with Celery("shop", broker="memory://", set_as_current=False) as made:
-        made.conf.beat_schedule = {"hourly": {"task": "run", "schedule": timedelta(hours=1)}}
+        made.conf.beat_schedule = {"hourly": {"task": "of.nobody", "schedule": timedelta(hours=1)}}
         made.conf.result_expires = None
         yield made
 
