@@ -24,9 +24,9 @@ Method: one beat after another, on the same Redis broker (and PostgreSQL): `High
 default settings, `celery.beat.PersistentScheduler`, and RedBeat with its defaults and `redbeat_redis_url` on the
 broker's server. *Sustained*: {beat.DUE_RATE:,.0f} ticks a second are due, evenly; what arrives in the broker is counted
 for {beat.SUSTAINED_SECONDS:g} s, and the beat's own CPU. *Late*: {beat.LOAD:g} ticks a second are due, evenly (so that
-10,000 entries have an interval of 200 s), for {beat.LATENESS_SECONDS:g} s; from the instant at which a tick is due until the
-broker has it, noted in the beat by Celery's signals. An entry begins with the same `last_run_at` for all three, so its
-first tick is due at the same known instant. After that each scheduler is judged by its own rule: Highlander's ticks
+10,000 entries have an interval of 200 s), for {beat.LATENESS_SECONDS:g} s; from the instant at which a tick is due
+until the broker has it, noted in the beat by Celery's signals. An entry begins with the same `last_run_at` for all
+three, so its first tick is due at the same known instant. After that each is judged by its own rule: Highlander's ticks
 keep their grid, and each message says when it was due; the others count the interval from when they last began to
 publish. What that adds up to is the *drift*: how far an entry is behind its grid in the end (the median, where entries
 tick more than once in that time). *All at once*: {BURST:,} entries are due in one instant; until the broker has them
