@@ -86,13 +86,13 @@ def _cost(
     counted: Mapping[int, int],
     backends: Mapping[int, list[int]],
 ) -> Cost:
-    memory = _memory(worker.keeper)
+    usage = memory(worker.keeper)
     mine = backends[worker.pid]
     return Cost(
         role=role,
         singletons=singletons,
-        rss=memory["Rss"],
-        pss=memory["Pss"],
+        rss=usage["Rss"],
+        pss=usage["Pss"],
         cpu=(cpu_seconds(worker.keeper) - cpu_before) / elapsed,
         statements=sum(counted.get(pid, 0) for pid in mine) / elapsed,
         connections=len(mine),
@@ -122,6 +122,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _memory(pid: int) -> dict[str, int]:
+def memory(pid: int) -> dict[str, int]:
+    """Bytes by kind, as smaps_rollup names them: `Rss`, `Pss` and others."""
     rows = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]]
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows}

@@ -44,6 +44,10 @@ class Distribution:
         """The longest."""
         return self.values[-1]
 
+    def percentile(self, percent: int) -> float:
+        """So many percent of them are below."""
+        return statistics.quantiles(self.values, n=100, method="inclusive")[percent - 1]
+
     def cells(self) -> list[str]:
         """Return the cells for `HEAD`, in milliseconds."""
         p90 = statistics.quantiles(self.values, n=10, method="inclusive")[-1]

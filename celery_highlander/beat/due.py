@@ -107,9 +107,8 @@ def _count(every: timedelta, last: datetime, now: datetime, oldest: datetime | N
     else:
         missed = min(missed, old + limit)
         taken, skipped = range(old + 1, missed + 1), old
-    return Missed(
-        tuple(last + number * every for number in taken), skipped, last + missed * every, last + (missed + 1) * every
-    )
+    ticks = tuple(last + number * every for number in taken)
+    return Missed(ticks, skipped, last + missed * every, last + (missed + 1) * every)
 
 
 def is_predictable(ticker: BaseSchedule) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import heapq
 import logging
+import time
 import uuid
 from collections import deque
 from datetime import datetime, timedelta, timezone
@@ -20,7 +21,7 @@ from celery.beat import Scheduler, SchedulingError
 from celery.schedules import crontab
 from celery.utils.time import maybe_make_aware
 
-from celery_highlander.beat.due import Missed, look
+from celery_highlander.beat.due import Missed, is_predictable, look
 from celery_highlander.beat.publishing import uninterrupted
 from celery_highlander.config import OTHERS
 from celery_highlander.store.ticks import Advance, Tick, tick_id
@@ -43,11 +44,16 @@ HEADER = "highlander_tick"
 BATCH = 100
 """How many ticks are claimed together, at most, so that few are open when a beat dies."""
 
+AHEAD = 0.010
+"""Seconds before it is due at which a tick is claimed, so that it need not wait for the database when it is due."""
+
 NAMED = 10
 """How many entries a line of the log names, at most."""
 
 PRUNE_INTERVAL = 60.0
 """Seconds between two looks for ticks that nobody needs any more."""
+
+_AHEAD = timedelta(seconds=AHEAD)
 
 
 class LedgerScheduler(Scheduler):
@@ -111,6 +117,8 @@ class LedgerScheduler(Scheduler):
                     logger.warning("beat: highlander_beat_missed or _grace_time names %r, which is no entry", name)
 
     def _plan(self, name: str, at: datetime) -> None:
+        if not is_predictable(self.schedule[name].schedule):
+            at += _AHEAD  # it can only be asked what is due now, not what is about to be
         self._numbers += 1
         heapq.heappush(self._queue, (at, self._numbers, name))
 
@@ -146,12 +154,12 @@ class LedgerScheduler(Scheduler):
             self._ledger.prune()
         if self._open:
             return 0.0
-        wait = (self._queue[0][0] - now).total_seconds() if self._queue else self.max_interval
+        wait = (self._queue[0][0] - now).total_seconds() - AHEAD if self._queue else self.max_interval
         return max(0.0, min(float(wait), float(self.max_interval)))
 
     def _claim(self) -> None:
-        """Claim what is due, and publish it."""
-        now = datetime.now(timezone.utc)
+        """Claim what is due, or about to be, and publish it."""
+        now = datetime.now(timezone.utc) + _AHEAD
         advances: list[Advance] = []
         room = BATCH
         while self._queue and self._queue[0][0] <= now and room > 0:
@@ -176,6 +184,8 @@ class LedgerScheduler(Scheduler):
         self._publish()
 
     def _look(self, entry: ScheduleEntry, now: datetime, limit: int) -> Missed:
+        if not is_predictable(entry.schedule):
+            now -= _AHEAD
         try:
             found = look(
                 entry.schedule,
@@ -228,8 +238,11 @@ class LedgerScheduler(Scheduler):
             self._settle()
 
     def _publish_one(self, tick: Tick) -> None:
-        self._publishing.check()
         entry = self.schedule[tick.entry]
+        early = (tick.due_at - datetime.now(timezone.utc)).total_seconds()
+        if early > 0:
+            time.sleep(min(early, AHEAD))  # not for longer: another node's clock may have claimed it
+        self._publishing.check()
         try:
             producer = self._publishing.producer(self.Producer)
         except Exception as error:  # noqa: BLE001  # the transport's own, whichever it is
