@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from celery_highlander.store import migrations
 from celery_highlander.store.connecting import open_connection
 from celery_highlander.store.ticks import Ledger
 
@@ -41,7 +42,7 @@ class LedgerConnection:
         """Connect.
 
         Raises:
-            HighlanderError: the server does not let us.
+            HighlanderError: the server does not let us, or the role may not use the ledger's tables.
         """
         timing = self._settings.timing
         connection = open_connection(self._target, f"highlander-beat {self._settings.namespace}", timing)
@@ -52,6 +53,7 @@ class LedgerConnection:
         limits = ("statement_timeout", "lock_timeout", "tcp_user_timeout", "idle_in_transaction_session_timeout")
         calls = ", ".join(f"set_config('{name}', '{limit}', false)" for name in limits)
         connection.execute(text(f"select {calls}"))
+        migrations.ensure_rights(connection, self._settings.schema, migrations.BEAT_RIGHTS)
         return Ledger(connection, self.key, self._token, self._settings.schema)
 
     def abort(self) -> None:

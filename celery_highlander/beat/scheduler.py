@@ -24,7 +24,7 @@ from celery_highlander.beat.publishing import NotLeading, Publishing
 from celery_highlander.beat.warming import warm_up
 from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError, StaleTermError
-from celery_highlander.store.connecting import plain, redacted
+from celery_highlander.store.connecting import Target, plain, redacted
 from celery_highlander.worker.bootsteps import refuse
 from celery_highlander.worker.highlander import Highlander
 from celery_highlander.worker.leadership import present_leadership
@@ -170,11 +170,19 @@ class HighlanderScheduler(Scheduler):
             return STANDBY_WAIT  # the keeper finds out as well, and ends the term
         except Exception as error:  # noqa: BLE001  # beat goes on, whatever the schedule or a database does
             self._stand_down()
-            return self._failed(candidacy, plain(error, self._highlander.target(self._settings)), error)
+            return self._failed(candidacy, self._plain(error), error)
         finally:
             self._in_tick = False
         self._succeeded()
         return max(0.0, min(float(wait or 0.0), float(self._inner.max_interval)))
+
+    def _plain(self, error: Exception) -> str:
+        """What an error says, without a password."""
+        try:
+            target = self._highlander.target(self._settings)
+        except HighlanderError:  # which may be the very error
+            target = Target("postgresql://", {})
+        return plain(error, target)
 
     def _failed(self, candidacy: Candidacy, reason: str, error: Exception | None = None) -> float:
         now = time.monotonic()

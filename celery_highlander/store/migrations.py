@@ -11,6 +11,8 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError, ProgrammingError
 from celery_highlander.errors import SchemaError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Connection
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -76,6 +78,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 VERSION = len(MIGRATIONS)
+
+ELECTION_RIGHTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("singleton", "term"), ("select", "insert", "update"))
+BEAT_RIGHTS: Mapping[str, tuple[str, ...]] = {
+    "entry": ("select", "insert", "update"),
+    "tick": ("select", "insert", "update", "delete"),
+}
 
 _MIGRATION_LOCK = int.from_bytes(b"highland", "big")  # one migration at a time in a database
 
@@ -191,19 +199,30 @@ def ensure(connection: Connection, schema: str, *, may_migrate: bool) -> None:
                 "Run `celery -A proj highlander migrate` with a role that may create tables.",
             )
         migrate(connection, schema)
-    missing = missing_rights(connection, schema)
+    ensure_rights(connection, schema, ELECTION_RIGHTS)
+
+
+def ensure_rights(connection: Connection, schema: str, rights: Mapping[str, tuple[str, ...]]) -> None:
+    """Make sure that the role may do with the tables what `rights` says, by the name of the table.
+
+    Raises:
+        SchemaError: it may not; the hint has the SQL that lets it.
+    """
+    missing = missing_rights(connection, schema, rights)
     if missing:
         raise _no_rights(schema, f"it lacks {', '.join(missing)}")
 
 
-def missing_rights(connection: Connection, schema: str) -> list[str]:
+def missing_rights(
+    connection: Connection, schema: str, rights: Mapping[str, tuple[str, ...]] = ELECTION_RIGHTS
+) -> list[str]:
     """Return what the role may not do with the tables, and has to, such as `insert on highlander_term`.
 
     Raises:
         SchemaError: the tables cannot be asked for at all.
     """
     names = prefix(schema)
-    wanted = [(f"{names}{table}", right) for table in ("singleton", "term") for right in ("select", "insert", "update")]
+    wanted = [(f"{names}{table}", right) for table, needed in rights.items() for right in needed]
     sql = text(
         "select wanted.relation, wanted.permission "
         "from unnest(cast(:tables as text[]), cast(:rights as text[])) as wanted (relation, permission) "

@@ -98,3 +98,28 @@ def test_a_standby_answers_remote_control(beats: Callable[..., BeatCluster]) -> 
     wait_until(answers, LIMIT, "both to answer")
     assert active.is_running
     assert "Sending due task" not in standby.log
+
+
+def test_a_role_that_may_not_use_the_ledger_is_told_the_sql(
+    beats: Callable[..., BeatCluster], postgres: Database
+) -> None:
+    postgres.execute("create role clerk login")
+    try:
+        with_all_rights = beats()
+        with_all_rights.command("highlander", "migrate")
+        postgres.execute(
+            "grant select, insert, update on highlander_singleton, highlander_term to clerk;"
+            "grant select on highlander_migration to clerk"
+        )
+        beat = beats(postgres.url(user="clerk", password=PASSWORD)).start_beat()
+        wait_until(lambda: "beat cannot go on" in beat.log, LIMIT, "its complaint")
+        (line,) = [line for line in beat.log.splitlines() if "beat cannot go on" in line]
+        assert "it lacks select on highlander_entry" in line
+        assert "grant select, insert, update, delete on highlander_entry, highlander_tick to <role>" in beat.log
+        postgres.execute("grant select, insert, update, delete on highlander_entry, highlander_tick to clerk")
+        wait_until(lambda: "Sending due task often" in beat.log, LIMIT, "a tick")
+        assert "Traceback" not in beat.log
+        beat.close()
+    finally:
+        postgres.execute("drop owned by clerk")
+        postgres.execute("drop role clerk")
