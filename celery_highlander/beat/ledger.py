@@ -159,22 +159,27 @@ class LedgerScheduler(Scheduler):
 
     def _claim(self) -> None:
         """Claim what is due, or about to be, and publish it."""
-        now = datetime.now(timezone.utc) + _AHEAD
+        now = datetime.now(timezone.utc)
+        # Ahead of time only while nothing is late, and no entry by more than its next tick: `latest` would skip others.
+        horizon = now + _AHEAD if self._queue and self._queue[0][0] > now else now
         advances: list[Advance] = []
+        seen: list[tuple[str, datetime]] = []
         room = BATCH
-        while self._queue and self._queue[0][0] <= now and room > 0:
-            _, _, name = heapq.heappop(self._queue)
+        while self._queue and self._queue[0][0] <= horizon and room > 0:
+            at, _, name = heapq.heappop(self._queue)
             entry = self.schedule.get(name)
             if entry is None:
                 continue
-            found = self._look(entry, now, room)
-            self._plan(name, found.next)
+            found = self._look(entry, max(now, at) if is_predictable(entry.schedule) else now, room)
+            seen.append((name, found.next))
             if found.last == self._last[name]:
                 continue
             self._last[name] = found.last
             ticks = tuple(Tick(tick_id(self._link.key, name, at), name, at) for at in found.ticks)
             room -= len(ticks)
             advances.append(Advance(name, found.last, found.skipped, ticks))
+        for name, following in seen:  # afterwards: a claim holds one advance of an entry
+            self._plan(name, following)
         if not advances:
             return
         self._say_skipped([advance for advance in advances if advance.skipped])
@@ -184,8 +189,6 @@ class LedgerScheduler(Scheduler):
         self._publish()
 
     def _look(self, entry: ScheduleEntry, now: datetime, limit: int) -> Missed:
-        if not is_predictable(entry.schedule):
-            now -= _AHEAD
         try:
             found = look(
                 entry.schedule,
