@@ -32,6 +32,7 @@ def reconnected(log: str) -> int:
     return log.count("Connected to ") - log.count("pidbox: Connected to ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", ["rabbitmq", pytest.param("redis", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "gevent"))]

@@ -75,6 +75,7 @@ def rob(crowds: list[Crowd]) -> int:
     return sum(len(crowd.sessions) for crowd in crowds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reserved_are_left", "driver"),
     [(True, "psycopg2"), pytest.param(False, "psycopg", marks=pytest.mark.slow)],

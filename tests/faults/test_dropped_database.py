@@ -29,6 +29,7 @@ def create_again(database: Database) -> None:
     database.server.execute(f'create database "{database.name}" owner {troubles.ROLE}')
 
 
+@pytest.mark.slow
 def test_workers_make_the_tables_again_and_go_on_with_higher_tokens(cluster: MakeCluster, postgres: Database) -> None:
     shop = cluster("redis", conf={"highlander_url": troubles.url(postgres)})
     troubles.grant_role(postgres)

@@ -81,6 +81,7 @@ def fill(database: Database, disk: Path) -> None:
     assert shutil.disk_usage(disk).free < PAGE
 
 
+@pytest.mark.slow
 def test_nobody_acts_while_no_term_can_be_recorded(cluster: MakeCluster, postgres: Database, disk: Path) -> None:
     shop = cluster("redis", conf={"highlander_url": troubles.url(postgres)})
     troubles.grant_role(postgres)

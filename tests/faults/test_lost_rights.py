@@ -23,6 +23,7 @@ def postgres() -> Iterator[Database]:
         yield database
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "told"),
     [

@@ -26,6 +26,7 @@ def shares(cluster: Cluster) -> Counter[int]:
     return Counter(pid for pid, _ in cluster.acting().values())
 
 
+@pytest.mark.slow
 def test_fifty_singletons_spread_over_three_workers_with_one_connection_each(cluster: MakeCluster) -> None:
     shop = cluster("redis", processes={}, conf={"highlander_queues": NAMES})
     workers = [shop.start(*scenes.QUIET) for _ in range(3)]

@@ -26,7 +26,7 @@ BROKER_TIMEOUT = 3.0
 @pytest.mark.parametrize(
     ("hosts", "way", "busy"),
     [
-        pytest.param("redis", "both", True, id="redis-both-busy", marks=pytest.mark.redis),
+        pytest.param("redis", "both", True, id="redis-both-busy", marks=[pytest.mark.redis, pytest.mark.slow]),
         pytest.param("redis", "both", False, id="redis-both-idle", marks=[pytest.mark.redis, pytest.mark.slow]),
         pytest.param("redis", "out", False, id="redis-out-idle", marks=[pytest.mark.redis, pytest.mark.slow]),
         pytest.param("redis", "in", True, id="redis-in-busy", marks=[pytest.mark.redis, pytest.mark.slow]),

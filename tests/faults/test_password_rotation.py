@@ -54,6 +54,7 @@ def goes_on(cluster: Cluster) -> None:
     assert (cluster.latest(QUEUE)[1], cluster.latest(PROCESS)[1]) == tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["psycopg2", pytest.param("psycopg", marks=pytest.mark.slow)])
 def test_running_sessions_go_on_and_a_lost_one_says_once_that_the_password_is_wrong(
     cluster: MakeCluster, postgres: Database, driver: str

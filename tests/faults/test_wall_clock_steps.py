@@ -87,6 +87,7 @@ def taken_over_in_time(shop: Cluster, tokens: dict[str, int]) -> None:
     shop.referee().verdict(QUEUE, PROCESS)
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_the_servers_clock_does_not_matter(
     cluster: MakeCluster, postgres: Database, server_clock: WallClock, step: int

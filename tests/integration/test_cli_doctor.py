@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 
+from celery_highlander.store import migrations
 from tests.arena.requirements import require
 from tests.arena.servers import Database, PgBouncer, Postgres, free_port
 from tests.contract.nodes import Node
@@ -168,10 +169,12 @@ def test_tasks_that_are_acknowledged_early_are_named(postgres: Database) -> None
 
 def test_migrate_says_from_which_version_to_which(postgres: Database) -> None:
     conf = {"highlander_url": postgres.url(password=PASSWORD), "highlander_schema": "elections"}
-    assert "Created the tables in the schema 'elections', version 1." in invoke(["migrate"], conf).stdout
-    assert "of version 1 already: nothing to do" in invoke(["migrate"], conf).stdout
-    assert json.loads(invoke(["migrate", "--json"], conf).stdout) == {"schema": "elections", "from": 1, "to": 1}
-    assert "of version 1 already" in invoke(["migrate", "--sql"], conf).stdout
+    version = migrations.VERSION
+    assert f"Created the tables in the schema 'elections', version {version}." in invoke(["migrate"], conf).stdout
+    assert f"of version {version} already: nothing to do" in invoke(["migrate"], conf).stdout
+    told = json.loads(invoke(["migrate", "--json"], conf).stdout)
+    assert told == {"schema": "elections", "from": version, "to": version}
+    assert f"of version {version} already" in invoke(["migrate", "--sql"], conf).stdout
 
 
 def test_the_printed_sql_is_all_that_is_needed(postgres: Database) -> None:

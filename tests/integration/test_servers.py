@@ -227,6 +227,7 @@ def test_redis_stops_and_starts_again() -> None:
     assert not redis.directory.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.rabbitmq
 def test_rabbitmq_stops_and_starts_again() -> None:
     require(RabbitMQ.available())
@@ -265,6 +266,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_no_server_outlives_a_killed_test_run_not_even_a_paused_one() -> None:
     require(Postgres.available())
     done = subprocess.run([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, check=False, text=True)
