@@ -14,6 +14,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery.beat import Scheduler
+from kombu.exceptions import KombuError
+from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.beat.broker import open_for_publishing
 from celery_highlander.beat.candidacy import GivenCandidacy, OwnCandidacy
@@ -190,7 +192,8 @@ class HighlanderScheduler(Scheduler):
             self._failing_since = now
         if reason != self._said:
             self._said = reason
-            unexpected = error is not None and not isinstance(error, HighlanderError)
+            # What a database or broker says is told in one line; of anything else its developer needs the traceback.
+            unexpected = error is not None and not isinstance(error, (HighlanderError, DBAPIError, KombuError, OSError))
             logger.error(
                 "highlander: beat cannot go on, and tries again: %s",
                 reason,
