@@ -10,9 +10,12 @@ if TYPE_CHECKING:
         ConfigurationError,
         HighlanderError,
         LockSessionError,
+        SingletonConflictError,
+        SingletonRunLostError,
         StaleTermError,
     )
     from celery_highlander.store.fencing import fence
+    from celery_highlander.tasks.singleton import SingletonTask, current_run, singleton_task, skipped_key
     from celery_highlander.worker.highlander import Highlander
     from celery_highlander.worker.inside import LeadershipLostError
     from celery_highlander.worker.leadership import Leadership
@@ -25,11 +28,17 @@ __all__ = [
     "Leadership",
     "LeadershipLostError",
     "LockSessionError",
+    "SingletonConflictError",
+    "SingletonRunLostError",
+    "SingletonTask",
     "StaleTermError",
+    "current_run",
     "fence",
     "leader_elected",
     "leader_stepped_down",
     "leadership_lost",
+    "singleton_task",
+    "skipped_key",
 ]
 
 _HOMES = {
@@ -39,11 +48,17 @@ _HOMES = {
     "Leadership": "worker.leadership",
     "LeadershipLostError": "worker.inside",
     "LockSessionError": "errors",
+    "SingletonConflictError": "errors",
+    "SingletonRunLostError": "errors",
+    "SingletonTask": "tasks.singleton",
     "StaleTermError": "errors",
+    "current_run": "tasks.singleton",
     "fence": "store.fencing",
     "leader_elected": "worker.signals",
     "leader_stepped_down": "worker.signals",
     "leadership_lost": "worker.signals",
+    "singleton_task": "tasks.singleton",
+    "skipped_key": "tasks.singleton",
 }
 
 

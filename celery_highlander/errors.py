@@ -87,6 +87,21 @@ class StaleTermError(HighlanderError):
     code = "stale_term"
 
 
+class SingletonConflictError(HighlanderError):
+    """A run of a singleton task did not begin: as many as may run at once hold its key."""
+
+    code = "singleton_conflict"
+
+
+class SingletonRunLostError(HighlanderError):
+    """A run of a singleton task has lost its lock: another one may begin soon."""
+
+    code = "singleton_run_lost"
+
+    def __init__(self, message: str = "the lock of this run is lost.", hint: str = "") -> None:
+        super().__init__(message, hint)
+
+
 class ProtocolError(HighlanderError):
     """An event that cannot happen in this phase: a defect of celery-highlander itself."""
 
@@ -105,6 +120,8 @@ ERRORS_BY_CODE: dict[str, type[HighlanderError]] = {
         SchemaError,
         KeyCollisionError,
         StaleTermError,
+        SingletonConflictError,
+        SingletonRunLostError,
         ProtocolError,
     )
 }

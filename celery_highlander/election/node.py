@@ -114,6 +114,7 @@ class Node:
         self._poll_at = -inf
         self._members_at = -inf
         self._started_work = False  # since the last heartbeat was handed out
+        self._has_runs = False
         patience = timing.heartbeat_interval + timing.heartbeat_timeout
         self._placement = Placement(len(self.contests), node, priority, patience)
 
@@ -155,6 +156,12 @@ class Node:
         return due
 
     # -- the fold ------------------------------------------------------------------------------------------------------
+
+    def renew_for_runs(self, wanted: bool, now: float) -> None:
+        """Say whether singleton runs rely on the session: then there is always a heartbeat, which renews its row."""
+        if wanted and not self._has_runs and self._heartbeat_at == inf:
+            self._heartbeat_at = now
+        self._has_runs = wanted
 
     def handle(self, event: NodeEvent, now: float) -> list[NodeEffect]:
         """Take in `event` at `now`; return what has to be done, in this order."""
@@ -283,14 +290,14 @@ class Node:
 
     def _heartbeat(self, now: float, effects: list[NodeEffect]) -> None:
         terms = {n: c.term.token for n, c in self.contests.items() if c.term and c.phase in p.HOLDING}
-        if not terms and self._polls(now):
+        if not terms and not self._has_runs and self._polls(now):
             self._heartbeat_at = inf  # the polls keep the session alive; a new term sets the time again
             return
         self._under_way[Heartbeat] = now
         self._renewing = terms
         self._started_work = False
         acting = frozenset(n for n in terms if self.contests[n].phase is not p.Phase.WAITING)
-        effects.append(Heartbeat(terms, acting))
+        effects.append(Heartbeat(terms, acting, self._has_runs))
 
     def _polls(self, now: float) -> bool:
         return any(c.wants_lock(now) for c in self.contests.values())

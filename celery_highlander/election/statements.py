@@ -66,6 +66,7 @@ class HeartbeatAnswered:
     """The answer to `Heartbeat` if, and only if, every row was renewed on the right backend of a primary."""
 
     sent_at: float
+    runs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +163,14 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Renew the rows of `terms` (name to token); those in `acting` owe their successor only their own lease."""
+    """Renew the rows of `terms` (name to token); those in `acting` owe their successor only their own lease.
+
+    With `runs` renew the row of the session, too, that singleton runs rely on.
+    """
 
     terms: Mapping[str, int]
     acting: frozenset[str]
+    runs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

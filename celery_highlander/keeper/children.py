@@ -14,6 +14,7 @@ import sys
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 from celery_highlander.keeper.victims import Victim, hold
 
@@ -34,16 +35,26 @@ def _raw(address: str) -> str:
     return "\0" + address[1:] if address.startswith("@") else address
 
 
+def listen(address: str) -> socket.socket:
+    """Return a listener at `address` that does not block.
+
+    Raises:
+        OSError: somebody else listens there.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(_raw(address))
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
 class Children:
     """The registered children; `fileno` is the listener to wait on."""
 
     def __init__(self, address: str, cell: int) -> None:
         self._address = address
         self._cell = cell
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(_raw(address))
-        self._listener.listen(128)
-        self._listener.setblocking(False)
+        self._listener = listen(address)
         self._known: dict[int, tuple[Victim, socket.socket]] = {}
 
     def fileno(self) -> int:
@@ -62,7 +73,7 @@ class Children:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            pid, uid = _peer(connection)
+            pid, uid = peer(connection)
             child = hold(pid) if uid in {os.getuid(), os.geteuid()} else None
             if child is None:
                 connection.close()
@@ -83,7 +94,8 @@ class Children:
             Path(self._address).unlink(missing_ok=True)
 
 
-def _peer(connection: socket.socket) -> tuple[int, int]:
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """Return pid and user of the process at the other end, as the kernel has them."""
     if hasattr(socket, "SO_PEERCRED"):
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         pid, uid, _ = _UCRED.unpack(credentials)
@@ -100,12 +112,21 @@ def register(address: str, timeout: float) -> tuple[socket.socket, int]:
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.settimeout(timeout)
-        connection.connect(_raw(address))
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-        if not descriptors:
-            raise ConnectionError("the keeper closed the connection")
+        return connection, join(connection, address, timeout)
     except BaseException:
         connection.close()
         raise
-    return connection, descriptors[0]
+
+
+def join(connection: Any, address: str, timeout: float) -> int:
+    """Connect a socket to the keeper's listener at `address`; return the descriptor of a lease cell.
+
+    Raises:
+        OSError: there is no keeper at the moment.
+    """
+    connection.settimeout(timeout)
+    connection.connect(_raw(address))
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+    if not descriptors:
+        raise ConnectionError("the keeper closed the connection")
+    return descriptors[0]

@@ -25,9 +25,11 @@ from celery_highlander.election import protocol as p
 from celery_highlander.election.lease import Timing
 from celery_highlander.errors import ERRORS_BY_CODE, DatabaseUnavailableError, HighlanderError, LockSessionError
 from celery_highlander.keeper import process_table
+from celery_highlander.keeper import run_table as r
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.complaints import Complaints
+from celery_highlander.keeper.desk import Desk
 from celery_highlander.keeper.ledger import RunLedger
 from celery_highlander.keeper.marks import Searcher
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
@@ -123,6 +125,7 @@ class Keeper:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector = selectors.DefaultSelector()
+        self._desk = Desk(hello["address"], self._timing, self._selector, self._submit, self._kill_run)
         self._campaigning: set[str] = set()
         self._phases: dict[str, p.Phase] = {}
         self._heard_at = self._looped_at = now
@@ -153,13 +156,18 @@ class Keeper:
             self._take(message, boot_time())
         while not self._finished():
             now = boot_time()
-            self._feed(p.Tick(), now)
+            if now >= self._node.next_deadline(now):
+                self._feed(p.Tick(), now)
+            if now >= self._desk.next_deadline(now):
+                self._desk.feed(r.Tick(), now)
+            self._node.renew_for_runs(self._desk.needs_heartbeats, now)
             wait = max(0.0, min(self._next_deadline(now) - boot_time(), 1.0))
             for key, _ in self._selector.select(wait):
                 if self._selector.get_map().get(key.fd) is key:  # not unregistered by one before it
                     key.data()
             self._look_around(boot_time())
         self._children.close()
+        self._desk.close()
         if self._launcher is not None:
             self._launcher.end()
         self._close_session()
@@ -172,14 +180,15 @@ class Keeper:
         if self._left_at is None or self._dying or self._processes or self._worker_terms:
             return False
         overdue = boot_time() > self._left_at + self._timing.lease + CONNECT_LIMIT
-        return self._node.idle or overdue  # without our marks the successors wait for the lease, no longer
+        return (self._node.idle and self._desk.idle) or overdue  # without our marks the successors wait for the lease, no longer
 
     def _next_deadline(self, now: float) -> float:
         processes = self._processes.values()
         restarts = min((min(process.restart_at, process.kill_again_at) for process in processes), default=inf)
         flush_at = now + FLUSH_AGAIN if self._channel.has_unsent and not self._worker_deaf else inf
         overdue = min((at for at, _ in self._overdue.values()), default=inf)
-        return min(self._node.next_deadline(now), self._pulse_at, self._launch_at, restarts, flush_at, overdue)
+        due = min(self._node.next_deadline(now), self._desk.next_deadline(now))
+        return min(due, self._pulse_at, self._launch_at, restarts, flush_at, overdue)
 
     def _look_around(self, now: float) -> None:
         if now - self._looped_at > _AWAY:
@@ -249,6 +258,7 @@ class Keeper:
             case n.CloseSession(reason):
                 self._complain("lock session given up: %s", reason, "close_session")
                 self._close_session()
+                self._desk.feed(r.SessionLost(reason), now)
             case n.Start(name, token, deadline):
                 self._start(name, token, deadline, now)
             case n.Stop(name, token, reason, deadline):
@@ -256,8 +266,11 @@ class Keeper:
             case n.Kill(name, _, reason):
                 self._kill(name, reason, now)
             case _:
-                if self._session is not None:
-                    self._session.submit(effect)
+                self._submit(effect)
+
+    def _submit(self, effect: n.NodeEffect | r.RunEffect) -> None:
+        if self._session is not None:
+            self._session.submit(effect)
 
     # -- the lock session ----------------------------------------------------------------------------------------------
 
@@ -284,11 +297,27 @@ class Keeper:
             elif isinstance(report.event, n.Disconnected):
                 self._complain("lock session lost: %s", report.event.reason, "session_lost")
                 self._tell("closed", reason=report.event.reason)
+                self._desk.feed(r.SessionLost(report.event.reason), boot_time())
             elif report.error is not None:
                 error = report.error
                 again = not self._complaints.is_new(error.message)
                 self._tell("refused", code=error.code, message=error.message, hint=error.hint, again=again)
-            self._feed(report.event, boot_time())
+            self._take_report(report, boot_time())
+
+    def _take_report(self, report: Report, now: float) -> None:
+        match report.event:
+            case r.Registered() | r.Refused() | r.Taken() | r.Looked():
+                self._desk.feed(report.event, now)
+                return
+            case n.HeartbeatAnswered(sent_at, runs):
+                if runs:
+                    self._desk.feed(r.Beaten(sent_at), now)
+            case n.Connected():
+                if report.server is not None:
+                    self._desk.feed(r.SessionOpen(self._plan.holder(report.session), report.server.instance), now)
+            case _:
+                pass
+        self._feed(report.event, now)  # type: ignore[arg-type]  # the others are the node's
 
     def _complain(self, message: str, reason: str, action: str) -> None:
         level = logging.WARNING if self._complaints.is_new(reason) else logging.DEBUG
@@ -426,6 +455,15 @@ class Keeper:
         )
         tree = freeze(self._worker_tree)  # with the worker itself: it must not start another child meanwhile
         self._doom(tree + self._registered())
+
+    def _kill_run(self, victim: Victim, reason: str) -> None:
+        if victim.pid != self._worker.pid:
+            logger.warning("killing process %d: %s", victim.pid, reason, extra={"action": "kill_run"})
+            victim.kill()
+        elif self._kills_worker:
+            self._kill_worker(reason)
+        else:
+            logger.critical("%s, and goes on UNSAFELY: highlander_on_stuck is 'continue'", reason)
 
     def _find_work(self) -> list[int]:
         """The pool children that live, and what tasks of singleton queues have started, orphans too."""

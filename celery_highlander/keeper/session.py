@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from celery_highlander.clock import boot_time
 from celery_highlander.election import node as n
-from celery_highlander.errors import DatabaseUnavailableError, HighlanderError
+from celery_highlander.errors import DatabaseUnavailableError, HighlanderError, SchemaError
+from celery_highlander.keeper import run_table as r
 from celery_highlander.store import connecting, migrations
+from celery_highlander.store.runs import RunLocks
 from celery_highlander.store.terms import Identity, Terms, application_name
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class SessionPlan:
     priority: int
     eligible: bool
 
+    def holder(self, session: int) -> str:
+        """What session number `session` of this node is called where runs rely on it."""
+        return f"{self.who.node}/{session}"
+
     def name(self, *, eligible: bool) -> str:
         """How the session shows in `pg_stat_activity`."""
         return application_name(self.group, self.who.node, self.priority, eligible=eligible)
@@ -58,7 +64,7 @@ class Report:
     """What a session tells: an event for the node, and for a failed one the error, for an open one its server."""
 
     session: int
-    event: n.NodeEvent
+    event: n.NodeEvent | r.RunEvent
     error: HighlanderError | None = None
     server: connecting.Server | None = None
 
@@ -71,7 +77,7 @@ class LockSession(threading.Thread):
         self.number = number
         self._plan = plan
         self._post = post
-        self._work: queue.SimpleQueue[n.NodeEffect] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[n.NodeEffect | r.RunEffect] = queue.SimpleQueue()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -80,7 +86,7 @@ class LockSession(threading.Thread):
 
     # -- called by the keeper's main thread ----------------------------------------------------------------------------
 
-    def submit(self, effect: n.NodeEffect) -> None:
+    def submit(self, effect: n.NodeEffect | r.RunEffect) -> None:
         """Have `effect` done, after those that were submitted before."""
         self._work.put(effect)
         with contextlib.suppress(OSError):
@@ -109,7 +115,7 @@ class LockSession(threading.Thread):
             )
             driver: Any = connection.connection.driver_connection
             self._socket = socket.socket(fileno=os.dup(driver.fileno()))
-            terms, server = self._set_up(connection)
+            terms, runs, server = self._set_up(connection)
         except Exception as error:  # noqa: BLE001  # whatever keeps the session from opening is reported, none may escape
             reason = connecting.plain(error, target)
             told = error if isinstance(error, HighlanderError) else DatabaseUnavailableError(reason)
@@ -118,14 +124,14 @@ class LockSession(threading.Thread):
             return
         self._report(n.Connected(), server=server)
         try:
-            self._serve(driver, terms)
+            self._serve(driver, terms, runs)
             reason = "closed"
         except Exception as error:  # noqa: BLE001  # after any error nobody knows what the server did: the session ends
             reason = connecting.plain(error, target)
         self._close(connection)
         self._report(n.Disconnected(reason))
 
-    def _set_up(self, connection: Any) -> tuple[Terms, connecting.Server]:
+    def _set_up(self, connection: Any) -> tuple[Terms, RunLocks, connecting.Server]:
         plan = self._plan
         server = connecting.check_server(connection)
         migrations.ensure(connection, plan.schema, may_migrate=plan.migrate)
@@ -134,13 +140,15 @@ class LockSession(threading.Thread):
         terms.check_collisions()
         terms.rehearse(plan.who)
         terms.listen()
-        return terms, server
+        holder = plan.holder(self.number)
+        runs = RunLocks(connection, server, holder, plan.namespace, plan.schema, plan.timing.lease)
+        return terms, runs, server
 
-    def _report(self, event: n.NodeEvent, **more: Any) -> None:
+    def _report(self, event: n.NodeEvent | r.RunEvent, **more: Any) -> None:
         if not self._closing:
             self._post(Report(self.number, event, **more))
 
-    def _serve(self, driver: Any, terms: Terms) -> None:
+    def _serve(self, driver: Any, terms: Terms, runs: RunLocks) -> None:
         poll = select.poll()
         poll.register(driver.fileno(), select.POLLIN)
         poll.register(self._wake_in, select.POLLIN)
@@ -154,13 +162,13 @@ class LockSession(threading.Thread):
                     effect = self._work.get_nowait()
                 except queue.Empty:
                     break
-                answer = self._do(effect, terms)
+                answer = self._do(effect, terms, runs)
                 if answer is not None:
                     self._report(answer)
             if take_notifications(driver):
                 self._report(n.Notified())
 
-    def _do(self, effect: n.NodeEffect, terms: Terms) -> n.NodeEvent | None:
+    def _do(self, effect: n.NodeEffect | r.RunEffect, terms: Terms, runs: RunLocks) -> n.NodeEvent | r.RunEvent | None:
         sent_at = boot_time()  # before it is sent: a slow reply must not extend the lease
         match effect:
             case n.Poll(names, trying, awaited, members):
@@ -168,9 +176,15 @@ class LockSession(threading.Thread):
                 return n.Polled(rows, terms.stopped(awaited), terms.members() if members else None)
             case n.Begin(names):
                 return n.TermsBegun(terms.begin(names, self._plan.who, sent_at))
-            case n.Heartbeat(held, acting):
+            case n.Heartbeat(held, acting, for_runs):
                 terms.heartbeat(held, acting)
-                return n.HeartbeatAnswered(sent_at)
+                if for_runs:
+                    runs.beat()
+                return n.HeartbeatAnswered(sent_at, for_runs)
+            case r.Take(free, tries, excluded, paid):
+                if free:
+                    runs.free(free)
+                return r.Taken(runs.take(tries, excluded, paid) if tries else {})
             case n.Unlock(names):
                 terms.unlock(names)
             case n.ReleaseLock(name, mark, leaving):
@@ -181,6 +195,17 @@ class LockSession(threading.Thread):
             case n.LeaveMarks(marks):
                 terms.leave_marks(marks, notify=True)
                 return n.MarksLeft(marks)
+            case r.Register():
+                try:
+                    return r.Registered(sent_at, runs.register(self._plan.who))
+                except SchemaError as error:
+                    return r.Refused(str(error))
+            case r.Look():
+                return r.Looked(runs.runners())
+            case r.Settle():
+                runs.settle()
+            case r.MarkRuns(ended):
+                runs.mark(ended)
             case _:
                 raise TypeError(f"{type(effect).__name__} is not for the lock session")
         return None

@@ -101,6 +101,23 @@ KEEPER_ORDERS: Vocabulary = {
 LAUNCHER_SAYS: Vocabulary = {"failed": {"message": _TEXT}}
 """To the keeper."""
 
+RUN_SAYS: Vocabulary = {
+    "take": {
+        **dict.fromkeys(("run", "base", "limit"), _WHOLE),
+        **dict.fromkeys(("name", "task", "task_id"), _TEXT),
+        **dict.fromkeys(("fenced", "abort"), _FLAG),
+        "wait": _NUMBER,
+    },
+    "free": {"run": _WHOLE},
+}
+"""A process that runs singleton tasks, to the keeper."""
+
+KEEPER_ANSWERS: Vocabulary = {
+    "answer": {"run": _WHOLE, "result": _TEXT, "reason": _TEXT, **dict.fromkeys(("key", "token"), _WHOLE_OR_NONE)},
+    "lost": {"run": _WHOLE, "kill_at": _NUMBER, "reason": _TEXT},
+}
+"""To it."""
+
 PROCESS_SAYS: Vocabulary = {"up": {"pid": _WHOLE}, "ended": {"how": _TEXT}}
 """To the keeper."""
 

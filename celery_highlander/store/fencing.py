@@ -28,16 +28,25 @@ def fence(connection: Connection, namespace: str, name: str, token: int, *, sche
     Raises:
         StaleTermError: a later term has begun; roll back, and stop working.
     """
+    fence_key(connection, lock_key(namespace, name), token, f"the term of {name!r}", schema=schema)
+
+
+def fence_key(connection: Connection, key: int, token: int, what: str, *, schema: str = "") -> None:
+    """Do what `fence` does, for a lock key; `what` is what holds the token.
+
+    Raises:
+        StaleTermError: the key has a later token.
+    """
     connection.execute(
         text("select set_config('idle_in_transaction_session_timeout', :timeout, true)"),
         {"timeout": str(int(FENCED_TIMEOUT * 1000))},
     )
     row = connection.execute(
         text(f"select 1 from {prefix(schema)}singleton where key = :key and token = :token for key share"),  # noqa: S608
-        {"key": lock_key(namespace, name), "token": token},
+        {"key": key, "token": token},
     ).first()
     if row is None:
         raise StaleTermError(
-            f"the term {token} of {name!r} is over: a later one has begun.",
+            f"{what} with the token {token} is over: a later one has begun.",
             "This process was paused, or cut off, while another node took over; its transaction must not commit.",
         )

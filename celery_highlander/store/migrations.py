@@ -76,6 +76,31 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )""",
         "create index highlander_tick_open on {prefix}tick (key) where settled_at is null",
     ),
+    (
+        # A lock session that runs of singleton tasks rely on; `holder` is the node and the number of its session.
+        """create table {prefix}runner (
+    holder text primary key,
+    node text not null,
+    worker text not null,
+    pid integer not null,
+    lease double precision not null,
+    heartbeats bigint not null default 0,
+    heartbeat_at timestamptz not null default clock_timestamp()
+) with (fillfactor = 50)""",
+        # The runs that hold a key, or held it when their session was lost. Unlogged: a row costs no write to disk. What
+        # is lost with it in a crash, or on a promoted replica, is noticed: then the settled mark is missing, too.
+        """create unlogged table {prefix}run (
+    key bigint primary key,
+    holder text not null,
+    lease double precision not null,
+    namespace text not null,
+    name text not null,
+    task text not null,
+    task_id text not null,
+    since timestamptz not null default clock_timestamp()
+) with (fillfactor = 50)""",
+        "insert into {prefix}run (key, holder, lease, namespace, name, task, task_id) values (-1, '', 0, '', '', '', '')",
+    ),
 )
 VERSION = len(MIGRATIONS)
 
@@ -84,6 +109,7 @@ BEAT_RIGHTS: Mapping[str, tuple[str, ...]] = {
     "entry": ("select", "insert", "update"),
     "tick": ("select", "insert", "update", "delete"),
 }
+RUN_RIGHTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("runner", "run"), ("select", "insert", "update", "delete"))
 
 _MIGRATION_LOCK = int.from_bytes(b"highland", "big")  # one migration at a time in a database
 
@@ -105,7 +131,7 @@ def grants(schema: str, role: str) -> str:
     usage = f'grant usage on schema "{schema}" to {role}; ' if schema else ""
     return (
         f"{usage}grant select, insert, update on {names}singleton, {names}term to {role}; "
-        f"grant select, insert, update, delete on {names}entry, {names}tick to {role}; "
+        f"grant select, insert, update, delete on {names}entry, {names}tick, {names}runner, {names}run to {role}; "
         f"grant delete on {names}term to {role}; grant select on {names}migration to {role};"
     )
 

@@ -71,6 +71,22 @@ def member_of(name: str, group: str) -> Member | None:
     return Member(parts["node"], int(parts["priority"]), parts["eligible"] == "p")
 
 
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Return whether a statement failed because it had to wait for a row for too long."""
+    return _LOCK_NOT_AVAILABLE in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None))
+
+
+# The token leads with the timeline, so that it rises over a failover that lost rows; below it stands the server's time
+# in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even where the
+# tables were dropped, or restored from a snapshot on the same timeline.
+NEXT_TOKEN = f"""greatest(
+    {{last}} + 1,
+    (cast(:timeline as bigint) << 32)
+        + greatest(0, least(extract(epoch from clock_timestamp())::bigint - {_EPOCH_2020}, 4294967295))
+)"""
+"""The SQL of a token above `last`; it has the parameter `timeline`."""
+
+
 class Terms:
     """The statements, for one schema, one namespace and one node.
 
@@ -164,9 +180,7 @@ class Terms:
         try:
             return self._begin(keys, who, sent_at)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE and (
-                getattr(error.orig, "pgcode", None) != _LOCK_NOT_AVAILABLE
-            ):
+            if not is_lock_timeout(error):
                 raise
         if len(keys) == 1:
             return {self._names[keys[0]]: BeginFailed(_BUSY_REST)}
@@ -187,7 +201,6 @@ class Terms:
             node=who.node,
             worker=who.worker,
             pid=who.pid,
-            epoch=_EPOCH_2020,
         ).all()
         if len(rows) != len(keys):
             raise LockSessionError(f"{len(rows)} of {len(keys)} terms were recorded")
@@ -278,24 +291,17 @@ where t.stopped_at is not null""",
     "members": """
 select application_name from pg_stat_activity
 where datname = current_database() and application_name like 'highlander %'""",
-    # The token leads with the timeline, so that it rises over a failover that lost rows; below it stands the server's
-    # time in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even
-    # where the tables were dropped, or restored from a snapshot on the same timeline.
-    "begin": """
+    "begin": f"""
 with before as materialized (
     select s.key, s.token, s.heartbeats, s.owed, s.instance = :instance as same_instance
-    from {prefix}singleton s where s.key = any(cast(:keys as bigint[])) order by s.key for update
+    from {{prefix}}singleton s where s.key = any(cast(:keys as bigint[])) order by s.key for update
 ), known as materialized (
     select b.*, t.stopped_at is not null as stopped
-    from before b left join {prefix}term t on t.key = b.key and t.token = b.token
+    from before b left join {{prefix}}term t on t.key = b.key and t.token = b.token
 ), begun as (
-    insert into {prefix}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
+    insert into {{prefix}}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
     select wanted.key, :namespace, wanted.name,
-        greatest(
-            coalesce(k.token, 0) + 1,
-            (cast(:timeline as bigint) << 32)
-                + greatest(0, least(extract(epoch from clock_timestamp())::bigint - :epoch, 4294967295))
-        ),
+        {NEXT_TOKEN.format(last="coalesce(k.token, 0)")},
         0,
         case when k.stopped and k.same_instance then :lease else greatest(:lease, coalesce(k.owed, 0)) end,
         :instance
@@ -306,7 +312,7 @@ with before as materialized (
         where s.token < excluded.token and s.namespace = excluded.namespace and s.name = excluded.name
     returning s.key, s.token
 ), recorded as (
-    insert into {prefix}term (key, token, node, worker, pid, lease)
+    insert into {{prefix}}term (key, token, node, worker, pid, lease)
     select key, token, :node, :worker, :pid, :lease from begun
 )
 select begun.key, begun.token, k.token, k.heartbeats, k.owed, k.same_instance, k.stopped

@@ -12,6 +12,8 @@ from celery.worker import state
 from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
+from celery_highlander.tasks.client import spare_this_process
+from celery_highlander.tasks.singleton import SingletonTask
 from celery_highlander.worker import children, pools
 from celery_highlander.worker.broker import BrokerWatch, expect_signs, is_in_the_way
 from celery_highlander.worker.consumers import Consumers
@@ -93,6 +95,9 @@ class HighlanderStep(bootsteps.StartStopStep):
             if value is not None:
                 object.__setattr__(settings, name, value)  # not shared yet
         self.settings = settings
+        _refuse_mistakes(w)
+        if settings.on_stuck != "kill":
+            spare_this_process()
         queues = highlander.queues(settings)
         processes = highlander.processes(settings)
         _refuse_static_queues(w, queues)
@@ -245,6 +250,18 @@ class QueueStep(bootsteps.StartStopStep):
         step: HighlanderStep = c.controller.highlander
         step.consumers.disconnected()
         step.broker.disconnected()
+
+
+def _refuse_mistakes(w: WorkController) -> None:
+    """Refuse singleton tasks whose options cannot work.
+
+    Raises:
+        ConfigurationError: with every one of them.
+    """
+    tasks = [task for task in w.app.tasks.values() if isinstance(task, SingletonTask)]
+    mistakes = [mistake.message for task in tasks if (mistake := task.mistake()) is not None]
+    if mistakes:
+        raise ConfigurationError.of(mistakes)
 
 
 DRAIN_TIMEOUT = 0.1

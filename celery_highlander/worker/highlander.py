@@ -104,6 +104,7 @@ class Highlander:
 
         self.app = app
         self._engine: Engine | None = None
+        self._known: Settings | None = None
         self._queues: dict[str, int | None] = {}
         self._processes: dict[str, str] = {}
         self._mistakes: dict[str, None] = {}
@@ -183,6 +184,16 @@ class Highlander:
         """
         conf = self.app.conf
         return read_settings(conf.get, set_names(conf), _default_namespace(self.app), self._problems)
+
+    def known_settings(self) -> Settings:
+        """Return the settings as they were when this process first asked.
+
+        Raises:
+            ConfigurationError: with every violation.
+        """
+        if self._known is None:
+            self._known = self.settings()
+        return self._known
 
     def _problems(self, settings: Settings) -> list[str]:
         """What is wrong between the settings and what the code declares."""

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+def patched_by() -> str:
+    """Return what has made the standard library's sockets green: `gevent`, `eventlet`, or nothing."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_module_patched("socket"):
+        return "gevent"
+    eventlet = sys.modules.get("eventlet.patcher")
+    return "eventlet" if eventlet is not None and eventlet.is_monkey_patched("socket") else ""
+
+
 def _original(module: str, name: str) -> Any:
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None:
@@ -57,6 +66,17 @@ def socketpair() -> tuple[Any, Any]:
     """Return two connected sockets, with the methods of `socket.socket` that `Channel` uses."""
     # Without patching these are sockets of the module `socket`; with it those would be green ones.
     return importlib.import_module("_socket").socketpair()  # type: ignore[no-any-return]  # the C module has no types
+
+
+def unix_socket() -> Any:
+    """Return a socket for a Unix address, with the methods of `socket.socket` that `Channel` uses."""
+    module = importlib.import_module("_socket")
+    return module.socket(module.AF_UNIX, module.SOCK_STREAM)
+
+
+def sleep(seconds: float) -> None:
+    """Block this thread."""
+    _original("time", "sleep")(seconds)
 
 
 def waitpid(pid: int, options: int) -> tuple[int, int]:

@@ -1,0 +1,220 @@
+"""How a process asks its node's keeper for the key of a singleton run, and gives it back.
+
+A pool child, a worker, and a singleton process ask the keeper of their worker. Any other process, one that runs tasks
+eagerly for instance, gets a keeper of its own with its first run: heartbeats have to go on whatever the run does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery_highlander.errors import DatabaseUnavailableError, SchemaError, SingletonConflictError
+from celery_highlander.keeper.cell import LeaseCell
+from celery_highlander.keeper.children import ADDRESS_VARIABLE, join
+from celery_highlander.keeper.desk import desk_address
+from celery_highlander.tasks.alone import is_alone, start_keeper
+from celery_highlander.tasks.watch import ActiveRun, RunWatch
+from celery_highlander.worker import native
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celery import Celery
+
+ANSWER_TIMEOUT = 10.0
+"""Seconds, beyond those that a run would wait, for the keeper to answer: it does within milliseconds, or it is frozen."""
+
+KEEPER_PATIENCE = 2.0
+"""Seconds to wait for a keeper that is started anew."""
+
+_CONNECT_TIMEOUT = 2.0
+_RETRY_DELAY = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a run asks for; see `Want` of the keeper."""
+
+    base: int
+    limit: int
+    name: str
+    task: str
+    task_id: str
+    wait: float
+    fenced: bool
+    abort: bool
+
+
+class _Connection:
+    """A connection to the desk; for one run at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = b""
+
+    def send(self, **message: Any) -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def answer(self, number: int, timeout: float) -> dict[str, Any]:
+        """Return the answer to a run's question.
+
+        Raises:
+            OSError: the keeper is gone, or does not answer in time.
+        """
+        give_up_at = time.monotonic() + timeout
+        while True:
+            line, separator, rest = self._buffer.partition(b"\n")
+            if separator:
+                self._buffer = rest
+                message: dict[str, Any] = json.loads(line)
+                if message.get("type") == "answer" and message.get("run") == number:
+                    return message
+                continue
+            self._socket.settimeout(max(0.001, give_up_at - time.monotonic()))
+            chunk = self._socket.recv(65536)
+            if not chunk:
+                raise ConnectionResetError("the keeper is gone")
+            self._buffer += chunk
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class RunClient:
+    """The way of this process to one keeper."""
+
+    def __init__(self, address: str, *, deadly: bool) -> None:
+        """Connect.
+
+        Raises:
+            OSError: there is no keeper at the moment.
+        """
+        self._address = desk_address(address)
+        self._free: list[_Connection] = []
+        self._numbers = itertools.count(1)
+        watching = native.unix_socket()
+        descriptor = join(watching, self._address, _CONNECT_TIMEOUT)
+        cell = LeaseCell(descriptor)
+        os.close(descriptor)
+        self._watch = RunWatch(watching, cell, deadly=deadly)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its keeper lives, as far as is known."""
+        return not self._watch.closed
+
+    @contextlib.contextmanager
+    def hold(self, request: Request) -> Iterator[tuple[int, int | None]]:
+        """Hold the key while the block runs; gives the lock key, and the fencing token if one was asked for.
+
+        Raises:
+            SingletonConflictError: it is held by others.
+            DatabaseUnavailableError: nobody can say.
+            SchemaError: the tables may not be used.
+            SingletonRunLostError: raised in the block when the lock is lost.
+        """
+        number = next(self._numbers)
+        connection, answer = self._take(number, request)
+        run = ActiveRun(number, request.name, abort=request.abort)
+        try:
+            self._watch.enter(run)
+            if self._watch.closed:
+                raise DatabaseUnavailableError("the keeper died.")
+            yield answer["key"], answer["token"]
+        finally:
+            if run.interrupt is not None:
+                run.interrupt.close()
+            self._watch.leave(run)
+            self._give_back(connection, number)
+
+    def _take(self, number: int, request: Request) -> tuple[_Connection, dict[str, Any]]:
+        connection = None
+        try:
+            connection = self._free.pop() if self._free else self._connect()
+            connection.send(type="take", run=number, **asdict(request))
+            answer = connection.answer(number, request.wait + ANSWER_TIMEOUT)
+        except BaseException as error:
+            if connection is not None:
+                connection.close()  # the keeper takes the run for ended, whether it had begun or not
+            if isinstance(error, OSError):
+                raise DatabaseUnavailableError(f"the keeper of this node does not answer: {error}.") from error
+            raise
+        if answer["result"] == "held":
+            return connection, answer
+        self._free.append(connection)
+        reason = answer["reason"]
+        if answer["result"] == "busy":
+            by = f", by task {reason}" if reason else ""
+            raise SingletonConflictError(f"{request.name} is held{by}.")
+        if answer["result"] == "refused":
+            raise SchemaError(reason)
+        raise DatabaseUnavailableError(f"{request.name} cannot be locked: {reason}.")
+
+    def _connect(self) -> _Connection:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            os.close(join(sock, self._address, _CONNECT_TIMEOUT))
+        except BaseException:
+            sock.close()
+            raise
+        return _Connection(sock)
+
+    def _give_back(self, connection: _Connection, number: int) -> None:
+        try:
+            connection.send(type="free", run=number)
+        except OSError:
+            connection.close()
+        else:
+            self._free.append(connection)
+
+
+_client: RunClient | None = None
+_pid = 0
+_lock = threading.Lock()
+_deadly = True
+
+
+def spare_this_process() -> None:
+    """Do not kill this process for a run that does not end in time: `highlander_on_stuck` is `continue`."""
+    global _deadly  # noqa: PLW0603  # one for each process
+    _deadly = False
+
+
+def client_for(app: Celery) -> RunClient:
+    """Return this process's client.
+
+    Raises:
+        HighlanderError: there is no keeper, and none can be started.
+    """
+    global _client, _pid  # noqa: PLW0603  # one for each process
+    if _pid != os.getpid():
+        _client, _pid = None, os.getpid()  # inherited by a fork: it is the parent's
+    if _client is not None and _client.is_usable:
+        return _client
+    with _lock:
+        if _client is None or not _client.is_usable:
+            _client = _new_client(app)
+        return _client
+
+
+def _new_client(app: Celery) -> RunClient:
+    address = os.environ.get(ADDRESS_VARIABLE)
+    if not address:
+        address = start_keeper(app)
+    deadly = _deadly and not is_alone()
+    give_up_at = time.monotonic() + KEEPER_PATIENCE
+    while True:
+        try:
+            return RunClient(address, deadly=deadly)
+        except OSError as error:
+            if time.monotonic() > give_up_at:
+                raise DatabaseUnavailableError(f"the keeper of this node cannot be reached: {error}.") from error
+        time.sleep(_RETRY_DELAY)

@@ -1,0 +1,257 @@
+"""What happens to a running singleton task that has lost its lock: it is interrupted, and killed at the deadline.
+
+One native thread for each process, which sleeps as long as nothing runs. It hears of a loss from the keeper; and if the
+keeper itself is frozen or dead, the lease cell says until when a run may go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+from celery_highlander.clock import boot_time
+from celery_highlander.errors import SingletonRunLostError
+from celery_highlander.keeper.messages import Channel, ChannelClosedError
+from celery_highlander.keeper.vocabulary import KEEPER_ANSWERS
+from celery_highlander.worker import native
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from celery_highlander.keeper.cell import LeaseCell
+
+logger = logging.getLogger("celery_highlander")
+
+_SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None  # one that nobody else is likely to use
+
+
+class Interrupt(Protocol):
+    """Raises an error in the code of one run, from another thread."""
+
+    def raise_soon(self) -> None:
+        """Raise it as soon as that code can be interrupted; does not block."""
+
+    def close(self) -> None:
+        """The run has ended, on its own thread: nothing may be raised any more."""
+
+
+class ActiveRun:
+    """A run that holds a key, in this process; made on the thread that runs it."""
+
+    def __init__(self, number: int, name: str, *, abort: bool) -> None:
+        self.number = number
+        self.name = name
+        self.abort = abort
+        self.lost = ""  # why
+        self.kill_at = inf
+        self.overdue = False
+        self.interrupt = _interrupt_here(self) if abort else None
+
+    def lose(self, reason: str, kill_at: float) -> None:
+        """Its lock is lost."""
+        if self.abort and not self.lost:
+            self.lost, self.kill_at = reason, kill_at
+            logger.warning("a run of %s has lost its lock (%s)", self.name, reason, extra={"action": "run_lost"})
+            if self.interrupt is not None:
+                self.interrupt.raise_soon()
+
+    @property
+    def error(self) -> SingletonRunLostError:
+        """What is raised in it."""
+        return SingletonRunLostError(
+            f"the lock of {self.name} is lost: {self.lost}.",
+            "Another run may begin soon. Roll back what is not finished; what goes on is killed at the end of the lease.",
+        )
+
+
+class RunWatch:
+    """The watch over this process's runs that rely on one keeper.
+
+    Args:
+        connection: to the keeper's desk; over it the keeper tells of losses.
+        cell: until when runs may go on.
+        deadly: whether this process is killed for a run that does not end in time.
+    """
+
+    def __init__(self, connection: Any, cell: LeaseCell, *, deadly: bool) -> None:
+        self._channel = Channel(connection, KEEPER_ANSWERS)
+        self._channel.send("watch")
+        self._cell = cell
+        self._deadly = deadly
+        self._runs: dict[int, ActiveRun] = {}
+        self._asleep = False
+        self._wake_in, self._wake_out = native.socketpair()
+        self.closed = False
+        native.start_thread(self._run)
+
+    def enter(self, run: ActiveRun) -> None:
+        """A run begins."""
+        self._runs[run.number] = run
+        if self._asleep:
+            self._asleep = False
+            self._wake_out.send(b".")
+
+    def leave(self, run: ActiveRun) -> None:
+        """It has ended."""
+        self._runs.pop(run.number, None)
+
+    def _run(self) -> None:
+        try:
+            while not self.closed:
+                self._turn()
+        except Exception as error:  # whatever it is: unwatched they must not go on
+            logger.critical("the watch over singleton tasks failed", exc_info=True)
+            self._lose_all(repr(error))
+        while self._runs:  # of a keeper that is gone: until they have ended, or are dead
+            self._enforce()
+            native.sleep(0.05)
+        self._channel.close()
+
+    def _turn(self) -> None:
+        poll = native.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(self._wake_in, select.POLLIN)
+        self._asleep = True  # until it is known what is to be waited for: who begins meanwhile wakes it
+        due = min(map(self._due, list(self._runs.values())), default=inf)
+        self._asleep = not self._runs
+        timeout = None if due == inf else max(1.0, (due - boot_time()) * 1000)
+        ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+        self._asleep = False
+        if self._wake_in.fileno() in ready:
+            self._wake_in.recv(4096)
+        if self._channel.fileno() in ready:
+            self._hear()
+        self._enforce()
+
+    def _hear(self) -> None:
+        try:
+            messages = self._channel.receive()
+        except ChannelClosedError:
+            self.closed = True
+            self._lose_all("the keeper died")
+            return
+        for message in messages:
+            run = self._runs.get(message.get("run", -1))
+            if message["type"] == "lost" and run is not None:
+                run.lose(message["reason"], message["kill_at"])
+
+    def _lose_all(self, reason: str) -> None:
+        self.closed = True
+        for run in list(self._runs.values()):
+            run.lose(reason, self._cell.deadline)
+
+    def _enforce(self) -> None:
+        """Kill this process where a run goes on that may not: also where nobody has said so."""
+        now = boot_time()
+        for run in list(self._runs.values()):
+            if now < self._due(run) or run.number not in self._runs:
+                continue
+            run.lose("its lease ends", now)
+            run.overdue = True
+            if self._deadly:
+                logger.critical("killing this process: %s did not end before its lease does", run.name)
+                os.kill(os.getpid(), signal.SIGKILL)
+            logger.critical("%s goes on UNSAFELY: its lease has ended", run.name)
+
+    def _due(self, run: ActiveRun) -> float:
+        """When a run has to be over."""
+        if not run.abort or run.overdue:
+            return inf
+        return run.kill_at if run.lost else self._cell.deadline
+
+
+# -- interrupts --------------------------------------------------------------------------------------------------------
+
+
+def _interrupt_here(run: ActiveRun) -> Interrupt | None:
+    """What fits the calling thread; None where nothing does: then the run is killed at its deadline."""
+    patched_by = native.patched_by()
+    if patched_by == "gevent":
+        return _GreenletInterrupt(run)
+    if patched_by == "eventlet":
+        return None
+    if _SIGNAL is not None and native.thread_ident() == threading.main_thread().ident:
+        return _SignalInterrupt(run)
+    return _ThreadInterrupt(run)
+
+
+class _SignalInterrupt:
+    """Of the main thread: a signal also ends a system call that blocks."""
+
+    _active: deque[ActiveRun] = deque()  # the innermost one last: a task may run another one eagerly
+    _installed = False
+
+    def __init__(self, run: ActiveRun) -> None:
+        cls = _SignalInterrupt
+        if not cls._installed and _SIGNAL is not None:
+            signal.signal(_SIGNAL, cls._handle)
+            cls._installed = True
+        self._run = run
+        self._thread = native.thread_ident()
+        cls._active.append(run)
+
+    def raise_soon(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pthread_kill(self._thread, _SIGNAL)  # type: ignore[arg-type]  # it is there: this class is used
+
+    def close(self) -> None:
+        _SignalInterrupt._active.remove(self._run)
+
+    @staticmethod
+    def _handle(number: int, frame: FrameType | None) -> None:
+        for run in _SignalInterrupt._active:
+            if run.lost:
+                raise run.error
+
+
+class _ThreadInterrupt:
+    """Of another thread: raised between two instructions of Python, so not in a system call."""
+
+    def __init__(self, run: ActiveRun) -> None:
+        self._run = run
+        self._ident = native.thread_ident()
+        self._lock = native.lock()
+        self._raised = self._closed = False
+
+    def raise_soon(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._raised = _raise_in(self._ident, SingletonRunLostError)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._raised:
+                _raise_in(self._ident, None)  # should it not have been raised yet, it must not hit what comes next
+
+
+class _GreenletInterrupt:
+    """Of a greenlet of gevent: raised when it is switched to the next time."""
+
+    def __init__(self, run: ActiveRun) -> None:
+        import gevent
+
+        greenlet = gevent.getcurrent()
+        self._wake = gevent.get_hub().loop.async_()
+        self._wake.start(lambda: greenlet.throw(run.error) if run.lost else None)
+
+    def raise_soon(self) -> None:
+        self._wake.send()
+
+    def close(self) -> None:
+        self._wake.stop()
+        self._wake.close()
+
+
+def _raise_in(ident: int, error: type[BaseException] | None) -> bool:
+    raised = None if error is None else ctypes.py_object(error)
+    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised) == 1
