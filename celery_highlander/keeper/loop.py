@@ -54,6 +54,9 @@ HAND_ON_REST = 30.0
 FLUSH_AGAIN = 0.01
 """Seconds before the rest of a burst of messages is sent to a worker that is busy reading the first ones."""
 
+REAP_INTERVAL = 0.1
+"""Seconds between two looks for dead processes that were adopted."""
+
 LAUNCH_AGAIN = 0.5
 """Seconds before a launcher that died is started again."""
 
@@ -130,6 +133,7 @@ class Keeper:
         self._phases: dict[str, p.Phase] = {}
         self._heard_at = self._looped_at = now
         self._pulse_at = now
+        self._reap_at = now
         self._worker_gone_at: float | None = None
         self._left_at: float | None = None  # since when the worker is gone, or has closed its end
         self._worker_frozen = False
@@ -180,7 +184,9 @@ class Keeper:
         if self._left_at is None or self._dying or self._processes or self._worker_terms:
             return False
         overdue = boot_time() > self._left_at + self._timing.lease + CONNECT_LIMIT
-        return (self._node.idle and self._desk.idle) or overdue  # without our marks the successors wait for the lease, no longer
+        return (
+            self._node.idle and self._desk.idle
+        ) or overdue  # without our marks the successors wait for the lease, no longer
 
     def _next_deadline(self, now: float) -> float:
         processes = self._processes.values()
@@ -216,7 +222,9 @@ class Keeper:
                 logger.info("lock session steady again, after %d more troubles", untold, extra={"action": "steady"})
         for victim in [victim for victim in self._dying if victim.fileno() < 0 and victim.dead]:
             self._buried(victim)
-        reap_adopted(self._launcher)
+        if now >= self._reap_at:
+            self._reap_at = now + REAP_INTERVAL
+            reap_adopted(self._launcher)
 
     def _tend_work(self, now: float) -> None:
         """Start processes again, and kill what is overdue."""

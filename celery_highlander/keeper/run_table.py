@@ -308,8 +308,8 @@ class RunTable:
         due = min((run.kill_at for run in self._running.values() if run.kill_at > now), default=inf)
         if self._queues:
             due = min(due, *(self._queue_due(queue) for queue in self._queues.values()))
-            if self._is_registered and self._blocked_until < inf:
-                due = min(due, max(now, self._blocked_until))
+            if self._is_registered and not self._is_open:
+                due = min(due, self._blocked_until)
         if self._is_registered:
             due = min(due, self._look_at, self._idle_since + IDLE_DURATION)
         return due
@@ -504,7 +504,9 @@ class RunTable:
 
     def _paid(self, now: float) -> frozenset[str]:
         return frozenset(
-            holder for holder, seen in self._sightings.items() if seen.is_final and now >= seen.seen_at + wait_for(seen.lease)
+            holder
+            for holder, seen in self._sightings.items()
+            if seen.is_final and now >= seen.seen_at + wait_for(seen.lease)
         )
 
     # -- keys ----------------------------------------------------------------------------------------------------------
@@ -516,7 +518,9 @@ class RunTable:
         if not self._is_open:
             if bases:
                 self._register(effects)
-                reason = "there is no lock session" if not self._holder else "runs from before a restart may still go on"
+                reason = (
+                    "there is no lock session" if not self._holder else "runs from before a restart may still go on"
+                )
                 for base in bases:
                     for run in [run for run in self._queues[base].runs if now >= self._patient_until(run)]:
                         self._give_up(run, Answer(run.id, "unavailable", reason=reason), effects)

@@ -181,10 +181,6 @@ class LockSession(threading.Thread):
                 if for_runs:
                     runs.beat()
                 return n.HeartbeatAnswered(sent_at, for_runs)
-            case r.Take(free, tries, excluded, paid):
-                if free:
-                    runs.free(free)
-                return r.Taken(runs.take(tries, excluded, paid) if tries else {})
             case n.Unlock(names):
                 terms.unlock(names)
             case n.ReleaseLock(name, mark, leaving):
@@ -195,6 +191,16 @@ class LockSession(threading.Thread):
             case n.LeaveMarks(marks):
                 terms.leave_marks(marks, notify=True)
                 return n.MarksLeft(marks)
+            case _:
+                return self._do_for_runs(effect, runs, sent_at)
+        return None
+
+    def _do_for_runs(self, effect: n.NodeEffect | r.RunEffect, runs: RunLocks, sent_at: float) -> r.RunEvent | None:
+        match effect:
+            case r.Take(free, tries, excluded, paid):
+                if free:
+                    runs.free(free)
+                return r.Taken(runs.take(tries, excluded, paid) if tries else {})
             case r.Register():
                 try:
                     return r.Registered(sent_at, runs.register(self._plan.who))

@@ -99,7 +99,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     task_id text not null,
     since timestamptz not null default clock_timestamp()
 ) with (fillfactor = 50)""",
-        "insert into {prefix}run (key, holder, lease, namespace, name, task, task_id) values (-1, '', 0, '', '', '', '')",
+        """insert into {prefix}run (key, holder, lease, namespace, name, task, task_id)
+values (-1, '', 0, '', '', '', '')""",
     ),
 )
 VERSION = len(MIGRATIONS)

@@ -1,4 +1,4 @@
-"""The statements behind singleton runs: locks on keys, who holds them, and who held them last; knows no thread or clock.
+"""The statements behind singleton runs: locks on keys, who holds them, and who held them last; knows no clock.
 
 The lock itself is a session lock, so it is free as soon as its session is dead. Its *row* is not: it says that a run
 held the key, and only the end of that run deletes it. Whoever gets the lock and finds a row of somebody else has found
@@ -10,7 +10,9 @@ conflict` looks at the latest state of a row, waits for one that is being delete
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
@@ -97,9 +99,24 @@ class RunLocks:
         self._server = server
         self._schema = schema
         self._statements: dict[str, TextClause] = {}
+        self._prepared: set[str] = set()
         self._holder = holder
         self._namespace = namespace
         self._lease = lease
+
+    def _often(self, statement: str, values: Mapping[str, object]) -> list[Any]:
+        """Do one of the statements that come with every run: prepared, and past SQLAlchemy, which costs as much."""
+        driver: Any = self._connection.connection.driver_connection
+        with driver.cursor() as cursor:
+            if hasattr(driver, "pgconn"):  # psycopg 3 prepares by itself what comes often
+                cursor.execute(_named(statement, self._schema), values)
+            else:
+                if statement not in self._prepared:
+                    self._prepared.add(statement)
+                    cursor.execute(_prepare(statement, self._schema))
+                cursor.execute(f"execute highlander_{statement} ({_arguments(statement)})", values)
+            rows: list[Any] = cursor.fetchall()
+        return rows
 
     def _run(self, statement: str, **values: object) -> Any:  # a CursorResult of any row
         sql = self._statements.get(statement)
@@ -114,9 +131,7 @@ class RunLocks:
             SchemaError: the role may not use the tables.
         """
         ensure_rights(self._connection, self._schema, RUN_RIGHTS)
-        self._run(
-            "register", holder=self._holder, node=who.node, worker=who.worker, pid=who.pid, lease=self._lease
-        )
+        self._run("register", holder=self._holder, node=who.node, worker=who.worker, pid=who.pid, lease=self._lease)
         settled, longest = self._run("settled", mark=SETTLED).one()
         self._run("forget", age=FORGET_AFTER)
         return Registration(settled, max(self._lease, longest or 0.0))
@@ -146,21 +161,24 @@ class RunLocks:
             excluded: keys that this session holds already.
             paid: the holders whose runs have ended for certain, though nobody has said so.
         """
-        rows = self._run(
-            "take",
-            numbers=[one.number for one in tries],
-            bases=[one.base for one in tries],
-            limits=[one.limit for one in tries],
-            starts=[one.start for one in tries],
-            names=[one.name for one in tries],
-            tasks=[one.task for one in tries],
-            ids=[one.task_id for one in tries],
-            excluded=list(excluded),
-            paid=list(paid),
-            holder=self._holder,
-            lease=self._lease,
-            namespace=self._namespace,
-        )
+        values = {
+            "numbers": [one.number for one in tries],
+            "bases": [one.base for one in tries],
+            "names": [one.name for one in tries],
+            "tasks": [one.task for one in tries],
+            "ids": [one.task_id for one in tries],
+            "paid": list(paid),
+            "holder": self._holder,
+            "lease": self._lease,
+            "namespace": self._namespace,
+        }
+        if any(one.limit > 1 for one in tries):
+            values["limits"] = [one.limit for one in tries]
+            values["starts"] = [one.start for one in tries]
+            values["excluded"] = list(excluded)
+            rows = self._often("take_slot", values)
+        else:
+            rows = self._often("take", values)
         found = {
             number: Tried(key, taken, holder, lease or 0.0, task_id)
             for number, key, taken, _, holder, lease, task_id in rows
@@ -196,7 +214,7 @@ class RunLocks:
             LockSessionError: one of the locks was not held.
         """
         wanted = set(keys)
-        rows = self._run("free", keys=sorted(wanted), holder=self._holder).all()
+        rows = self._often("free", {"keys": sorted(wanted), "holder": self._holder})
         rest = wanted - {key for key, _ in rows}  # without a row: somebody has cleared the table
         unlocked = [done for _, done in rows]
         if rest:
@@ -230,41 +248,11 @@ delete from {prefix}run r using old where r.holder = old.holder""",
     "beat": """
 update {prefix}runner set heartbeats = heartbeats + 1, heartbeat_at = clock_timestamp() where holder = :holder""",
     "runners": "select holder, heartbeats, lease from {prefix}runner",
-    # `case` keeps the order: what this session holds itself must not be locked again. The slots of a key are tried one
-    # by one, and none after the first that is free.
-    "take": """
-with tried as materialized (
-    select wanted.*, (
-        select wanted.base + (wanted.start + slot) % wanted.most
-        from generate_series(0, wanted.most - 1) as slot
-        where case when wanted.base + (wanted.start + slot) % wanted.most = any(cast(:excluded as bigint[])) then false
-            else pg_try_advisory_lock(wanted.base + (wanted.start + slot) % wanted.most) end
-        limit 1
-    ) as key
-    from unnest(
-        cast(:numbers as bigint[]), cast(:bases as bigint[]), cast(:limits as integer[]), cast(:starts as integer[]),
-        cast(:names as text[]), cast(:tasks as text[]), cast(:ids as text[])
-    ) as wanted (number, base, most, start, name, task, task_id)
-), taken as (
-    insert into {prefix}run as r (key, holder, lease, namespace, name, task, task_id)
-    select key, :holder, :lease, :namespace, name, task, task_id from tried where key is not null order by key
-    on conflict (key) do update set holder = excluded.holder, lease = excluded.lease, namespace = excluded.namespace,
-        name = excluded.name, task = excluded.task, task_id = excluded.task_id, since = clock_timestamp()
-        where r.holder = any(cast(:paid as text[]))
-    returning r.key
-)
-select tried.number, tried.key, taken.key is not null,
-    case when tried.key is not null and taken.key is null then pg_advisory_unlock(tried.key) end,
-    r.holder, r.lease, r.task_id
-from tried left join taken on taken.key = tried.key left join {prefix}run r on r.key = coalesce(tried.key, tried.base)""",
     "token": f"""
 insert into {{prefix}}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
 values (:key, :namespace, :name, {NEXT_TOKEN.format(last="0")}, 0, 0, :instance)
 on conflict (key) do update set token = {NEXT_TOKEN.format(last="s.token")}, instance = excluded.instance
 returning s.token""",
-    "free": """
-delete from {prefix}run where key = any(cast(:keys as bigint[])) and holder = :holder
-returning key, pg_advisory_unlock(key)""",
     "unlock": "select pg_advisory_unlock(key) from unnest(cast(:keys as bigint[])) as held (key)",
     "mark": """
 with ended as (
@@ -273,3 +261,92 @@ with ended as (
 delete from {prefix}run r using ended where r.key = ended.key""",
     "leave": "delete from {prefix}runner where holder = :holder",
 }
+
+_TAKEN = """
+), taken as (
+    insert into {prefix}run as r (key, holder, lease, namespace, name, task, task_id)
+    select key, :holder, :lease, :namespace, name, task, task_id from tried where key is not null order by key
+    on conflict (key) do update set holder = excluded.holder, lease = excluded.lease, namespace = excluded.namespace,
+        name = excluded.name, task = excluded.task, task_id = excluded.task_id, since = clock_timestamp()
+        where r.holder = any(:paid)
+    returning r.key
+)
+select tried.number, tried.key, taken.key is not null,
+    case when tried.key is not null and taken.key is null then pg_advisory_unlock(tried.key) end,
+    r.holder, r.lease, r.task_id
+from tried left join taken on taken.key = tried.key left join {prefix}run r on r.key = coalesce(tried.key, tried.base)"""
+
+# With the types of their parameters, in the order in which they are handed over. They are our own words: the only thing
+# that is put into them is the schema, which was checked.
+_OFTEN: dict[str, tuple[dict[str, str], str]] = {
+    "take": (
+        {
+            "numbers": "bigint[]",
+            "bases": "bigint[]",
+            **dict.fromkeys(("names", "tasks", "ids", "paid"), "text[]"),
+            "holder": "text",
+            "lease": "double precision",
+            "namespace": "text",
+        },
+        """
+with tried as materialized (
+    select wanted.*, case when pg_try_advisory_lock(wanted.base) then wanted.base end as key
+    from unnest(:numbers, :bases, :names, :tasks, :ids) as wanted (number, base, name, task, task_id)
+"""
+        + _TAKEN,
+    ),
+    # The slots of a key are tried one by one, and none after the first that is free; `case` keeps the order: what this
+    # session holds itself must not be locked again.
+    "take_slot": (
+        {
+            "numbers": "bigint[]",
+            "bases": "bigint[]",
+            "limits": "integer[]",
+            "starts": "integer[]",
+            "excluded": "bigint[]",
+            **dict.fromkeys(("names", "tasks", "ids", "paid"), "text[]"),
+            "holder": "text",
+            "lease": "double precision",
+            "namespace": "text",
+        },
+        """
+with tried as materialized (
+    select wanted.*, (
+        select wanted.base + mod(wanted.start + slot, wanted.most) from generate_series(0, wanted.most - 1) as slot
+        where case when wanted.base + mod(wanted.start + slot, wanted.most) = any(:excluded) then false
+            else pg_try_advisory_lock(wanted.base + mod(wanted.start + slot, wanted.most)) end
+        limit 1
+    ) as key
+    from unnest(:numbers, :bases, :limits, :starts, :names, :tasks, :ids)
+        as wanted (number, base, most, start, name, task, task_id)
+"""
+        + _TAKEN,
+    ),
+    "free": (
+        {"keys": "bigint[]", "holder": "text"},
+        """
+delete from {prefix}run where key = any(:keys) and holder = :holder returning key, pg_advisory_unlock(key)""",
+    ),
+}
+_PARAMETER = re.compile(r"(?<!:):(\w+)")
+
+
+@cache
+def _named(statement: str, schema: str) -> str:
+    """Return a statement with its parameters as a driver takes them, by name."""
+    types, sql = _OFTEN[statement]
+    return _PARAMETER.sub(lambda found: f"%({found[1]})s::{types[found[1]]}", sql.format(prefix=prefix(schema)))
+
+
+@cache
+def _prepare(statement: str, schema: str) -> str:
+    """Return what prepares a statement."""
+    types, sql = _OFTEN[statement]
+    numbers = {name: number for number, name in enumerate(types, 1)}
+    body = _PARAMETER.sub(lambda found: f"${numbers[found[1]]}", sql.format(prefix=prefix(schema)))
+    return f"prepare highlander_{statement} ({', '.join(types.values())}) as {body}"
+
+
+@cache
+def _arguments(statement: str) -> str:
+    return ", ".join(f"%({name})s" for name in _OFTEN[statement][0])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds, beyond those that a run would wait, for the keeper to answer: it does within milliseconds, or it is frozen."""
+"""Seconds, beyond those that a run would wait, for the keeper to answer. It does in milliseconds, or it is frozen."""
 
 KEEPER_PATIENCE = 2.0
 """Seconds to wait for a keeper that is started anew."""

@@ -1,7 +1,7 @@
 """`@singleton_task`, and the task class behind it: at most one run at a time for each key.
 
-The lock is taken around the run, by the process that runs it, whatever way its message took: `delay`, `send_task`, beat,
-a canvas, or a redelivery. A plain call of the task is a plain call of its function, as ever in Celery.
+The lock is taken around the run, by the process that runs it, whatever way its message took: `delay`, `send_task`,
+beat, a canvas, or a redelivery. A plain call of the task is a plain call of its function, as ever in Celery.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class SingletonTask(Task):
         bound = super().bind(app)
         if not cls.__dict__.get("abstract"):
             cls._read_options()
-        return bound  # type: ignore[no-any-return]  # Celery has no types
+        return bound
 
     @classmethod
     def _read_options(cls) -> None:
@@ -203,9 +203,7 @@ class SingletonTask(Task):
         if callable(on_conflict):
             return on_conflict(self, conflict)
         if on_conflict == "skip":
-            logger.info(
-                "%s[%s] is skipped: %s", self.name, self.request.id, conflict, extra={"action": "run_skipped"}
-            )
+            logger.info("%s[%s] is skipped: %s", self.name, self.request.id, conflict, extra={"action": "run_skipped"})
             return {_SKIPPED: key}
         if on_conflict == "raise":
             raise conflict
@@ -253,13 +251,10 @@ def singleton_task(*args: Any, **options: Any) -> Proxy | Callable[[Callable[...
         ... def sync_account(account_id): ...
     """
     ours = {name: options.pop(name) for name in OPTIONS if name in options}
-    for name in options:
-        meant = misspelt(name)
-        if meant is not None:
-            ours[name] = options[name]  # is reported with all other mistakes
+    ours |= {name: value for name, value in options.items() if misspelt(name)}  # reported with all other mistakes
     base = options.pop("base", None)
     if base is None or issubclass(SingletonTask, base):
         base = SingletonTask
     elif not issubclass(base, SingletonTask):
         base = type(f"Singleton{base.__name__}", (SingletonTask, base), {"abstract": True})
-    return shared_task(*args, base=base, singleton=ours, **options)  # type: ignore[no-any-return]  # Celery has no types
+    return shared_task(*args, base=base, singleton=ours, **options)

@@ -12,11 +12,10 @@ import logging
 import os
 import select
 import signal
-import sys
 import threading
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from celery_highlander.clock import boot_time
 from celery_highlander.errors import SingletonRunLostError
@@ -69,7 +68,7 @@ class ActiveRun:
         """What is raised in it."""
         return SingletonRunLostError(
             f"the lock of {self.name} is lost: {self.lost}.",
-            "Another run may begin soon. Roll back what is not finished; what goes on is killed at the end of the lease.",
+            "Another run may begin soon. Roll back what is not finished; it is killed when the lease ends.",
         )
 
 
@@ -187,7 +186,7 @@ def _interrupt_here(run: ActiveRun) -> Interrupt | None:
 class _SignalInterrupt:
     """Of the main thread: a signal also ends a system call that blocks."""
 
-    _active: deque[ActiveRun] = deque()  # the innermost one last: a task may run another one eagerly
+    _active: ClassVar[deque[ActiveRun]] = deque()  # the innermost one last: a task may run another one eagerly
     _installed = False
 
     def __init__(self, run: ActiveRun) -> None:
@@ -207,7 +206,7 @@ class _SignalInterrupt:
         _SignalInterrupt._active.remove(self._run)
 
     @staticmethod
-    def _handle(number: int, frame: FrameType | None) -> None:
+    def _handle(_number: int, _frame: FrameType | None) -> None:
         for run in _SignalInterrupt._active:
             if run.lost:
                 raise run.error
@@ -238,7 +237,7 @@ class _GreenletInterrupt:
     """Of a greenlet of gevent: raised when it is switched to the next time."""
 
     def __init__(self, run: ActiveRun) -> None:
-        import gevent
+        import gevent  # type: ignore[import-untyped]  # it has no types
 
         greenlet = gevent.getcurrent()
         self._wake = gevent.get_hub().loop.async_()
@@ -254,4 +253,5 @@ class _GreenletInterrupt:
 
 def _raise_in(ident: int, error: type[BaseException] | None) -> bool:
     raised = None if error is None else ctypes.py_object(error)
-    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised) == 1
+    threads: int = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised)
+    return threads == 1
