@@ -170,6 +170,7 @@ class LockSession(threading.Thread):
 
     def _do(self, effect: n.NodeEffect | r.RunEffect, terms: Terms, runs: RunLocks) -> n.NodeEvent | r.RunEvent | None:
         sent_at = boot_time()  # before it is sent: a slow reply must not extend the lease
+        answer: r.RunEvent | None = None
         match effect:
             case n.Poll(names, trying, awaited, members):
                 rows = terms.poll(names, trying)
@@ -192,8 +193,8 @@ class LockSession(threading.Thread):
                 terms.leave_marks(marks, notify=True)
                 return n.MarksLeft(marks)
             case _:
-                return self._do_for_runs(effect, runs, sent_at)
-        return None
+                answer = self._do_for_runs(effect, runs, sent_at)
+        return answer
 
     def _do_for_runs(self, effect: n.NodeEffect | r.RunEffect, runs: RunLocks, sent_at: float) -> r.RunEvent | None:
         match effect:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.errors import LockSessionError
 from celery_highlander.store.migrations import RUN_RIGHTS, ensure_rights, prefix
-from celery_highlander.store.terms import NEXT_TOKEN, is_lock_timeout
+from celery_highlander.store.terms import is_lock_timeout, next_token
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -121,7 +121,8 @@ class RunLocks:
     def _run(self, statement: str, **values: object) -> Any:  # a CursorResult of any row
         sql = self._statements.get(statement)
         if sql is None:
-            sql = self._statements[statement] = text(_SQL[statement].format(prefix=prefix(self._schema)))
+            words = {"first_token": next_token("0"), "next_token": next_token("s.token")}
+            sql = self._statements[statement] = text(_SQL[statement].format(prefix=prefix(self._schema), **words))
         return self._connection.execute(sql, values)
 
     def register(self, who: Identity) -> Registration:
@@ -248,15 +249,16 @@ delete from {prefix}run r using old where r.holder = old.holder""",
     "beat": """
 update {prefix}runner set heartbeats = heartbeats + 1, heartbeat_at = clock_timestamp() where holder = :holder""",
     "runners": "select holder, heartbeats, lease from {prefix}runner",
-    "token": f"""
-insert into {{prefix}}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
-values (:key, :namespace, :name, {NEXT_TOKEN.format(last="0")}, 0, 0, :instance)
-on conflict (key) do update set token = {NEXT_TOKEN.format(last="s.token")}, instance = excluded.instance
+    "token": """
+insert into {prefix}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
+values (:key, :namespace, :name, {first_token}, 0, 0, :instance)
+on conflict (key) do update set token = {next_token}, instance = excluded.instance
 returning s.token""",
     "unlock": "select pg_advisory_unlock(key) from unnest(cast(:keys as bigint[])) as held (key)",
     "mark": """
 with ended as (
-    select key from {prefix}run where holder = :holder and key <> all(cast(:running as bigint[])) order by key for update
+    select key from {prefix}run where holder = :holder and key <> all(cast(:running as bigint[]))
+    order by key for update
 )
 delete from {prefix}run r using ended where r.key = ended.key""",
     "leave": "delete from {prefix}runner where holder = :holder",
@@ -274,7 +276,8 @@ _TAKEN = """
 select tried.number, tried.key, taken.key is not null,
     case when tried.key is not null and taken.key is null then pg_advisory_unlock(tried.key) end,
     r.holder, r.lease, r.task_id
-from tried left join taken on taken.key = tried.key left join {prefix}run r on r.key = coalesce(tried.key, tried.base)"""
+from tried left join taken on taken.key = tried.key
+left join {prefix}run r on r.key = coalesce(tried.key, tried.base)"""
 
 # With the types of their parameters, in the order in which they are handed over. They are our own words: the only thing
 # that is put into them is the schema, which was checked.
@@ -292,8 +295,7 @@ _OFTEN: dict[str, tuple[dict[str, str], str]] = {
 with tried as materialized (
     select wanted.*, case when pg_try_advisory_lock(wanted.base) then wanted.base end as key
     from unnest(:numbers, :bases, :names, :tasks, :ids) as wanted (number, base, name, task, task_id)
-"""
-        + _TAKEN,
+{taken}""",
     ),
     # The slots of a key are tried one by one, and none after the first that is free; `case` keeps the order: what this
     # session holds itself must not be locked again.
@@ -319,8 +321,7 @@ with tried as materialized (
     ) as key
     from unnest(:numbers, :bases, :limits, :starts, :names, :tasks, :ids)
         as wanted (number, base, most, start, name, task, task_id)
-"""
-        + _TAKEN,
+{taken}""",
     ),
     "free": (
         {"keys": "bigint[]", "holder": "text"},
@@ -331,11 +332,15 @@ delete from {prefix}run where key = any(:keys) and holder = :holder returning ke
 _PARAMETER = re.compile(r"(?<!:):(\w+)")
 
 
+def _filled(sql: str, schema: str) -> str:
+    return sql.replace("{taken}", _TAKEN).replace("{prefix}", prefix(schema))
+
+
 @cache
 def _named(statement: str, schema: str) -> str:
     """Return a statement with its parameters as a driver takes them, by name."""
     types, sql = _OFTEN[statement]
-    return _PARAMETER.sub(lambda found: f"%({found[1]})s::{types[found[1]]}", sql.format(prefix=prefix(schema)))
+    return _PARAMETER.sub(lambda found: f"%({found[1]})s::{types[found[1]]}", _filled(sql, schema))
 
 
 @cache
@@ -343,7 +348,7 @@ def _prepare(statement: str, schema: str) -> str:
     """Return what prepares a statement."""
     types, sql = _OFTEN[statement]
     numbers = {name: number for number, name in enumerate(types, 1)}
-    body = _PARAMETER.sub(lambda found: f"${numbers[found[1]]}", sql.format(prefix=prefix(schema)))
+    body = _PARAMETER.sub(lambda found: f"${numbers[found[1]]}", _filled(sql, schema))
     return f"prepare highlander_{statement} ({', '.join(types.values())}) as {body}"
 
 

@@ -76,15 +76,15 @@ def is_lock_timeout(error: DBAPIError) -> bool:
     return _LOCK_NOT_AVAILABLE in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None))
 
 
-# The token leads with the timeline, so that it rises over a failover that lost rows; below it stands the server's time
-# in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even where the
-# tables were dropped, or restored from a snapshot on the same timeline.
-NEXT_TOKEN = f"""greatest(
-    {{last}} + 1,
-    (cast(:timeline as bigint) << 32)
-        + greatest(0, least(extract(epoch from clock_timestamp())::bigint - {_EPOCH_2020}, 4294967295))
-)"""
-"""The SQL of a token above `last`; it has the parameter `timeline`."""
+def next_token(last: str) -> str:
+    """Return the SQL of a token above `last`, which is SQL, too; it has the parameter `timeline`.
+
+    The token leads with the timeline, so that it rises over a failover that lost rows; below it stands the server's
+    time in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even where the
+    tables were dropped, or restored from a snapshot on the same timeline.
+    """
+    now = f"extract(epoch from clock_timestamp())::bigint - {_EPOCH_2020}"
+    return f"greatest({last} + 1, (cast(:timeline as bigint) << 32) + greatest(0, least({now}, 4294967295)))"
 
 
 class Terms:
@@ -111,7 +111,8 @@ class Terms:
         self._namespace = namespace
         self._group = group or namespace
         self._lease = lease
-        self._statements = {name: text(sql.format(prefix=prefix(schema))) for name, sql in _SQL.items()}
+        words = {"prefix": prefix(schema), "next_token": next_token("coalesce(k.token, 0)")}
+        self._statements = {name: text(sql.format(**words)) for name, sql in _SQL.items()}
         self._recorded: set[tuple[int, int]] = set()
         self._may_forget = False
 
@@ -291,17 +292,17 @@ where t.stopped_at is not null""",
     "members": """
 select application_name from pg_stat_activity
 where datname = current_database() and application_name like 'highlander %'""",
-    "begin": f"""
+    "begin": """
 with before as materialized (
     select s.key, s.token, s.heartbeats, s.owed, s.instance = :instance as same_instance
-    from {{prefix}}singleton s where s.key = any(cast(:keys as bigint[])) order by s.key for update
+    from {prefix}singleton s where s.key = any(cast(:keys as bigint[])) order by s.key for update
 ), known as materialized (
     select b.*, t.stopped_at is not null as stopped
-    from before b left join {{prefix}}term t on t.key = b.key and t.token = b.token
+    from before b left join {prefix}term t on t.key = b.key and t.token = b.token
 ), begun as (
-    insert into {{prefix}}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
+    insert into {prefix}singleton as s (key, namespace, name, token, heartbeats, owed, instance)
     select wanted.key, :namespace, wanted.name,
-        {NEXT_TOKEN.format(last="coalesce(k.token, 0)")},
+        {next_token},
         0,
         case when k.stopped and k.same_instance then :lease else greatest(:lease, coalesce(k.owed, 0)) end,
         :instance
@@ -312,7 +313,7 @@ with before as materialized (
         where s.token < excluded.token and s.namespace = excluded.namespace and s.name = excluded.name
     returning s.key, s.token
 ), recorded as (
-    insert into {{prefix}}term (key, token, node, worker, pid, lease)
+    insert into {prefix}term (key, token, node, worker, pid, lease)
     select key, token, :node, :worker, :pid, :lease from begun
 )
 select begun.key, begun.token, k.token, k.heartbeats, k.owed, k.same_instance, k.stopped

@@ -1,0 +1,1 @@
+"""Singleton tasks: one run at a time for each key."""

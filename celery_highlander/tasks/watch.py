@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
 from collections import deque
 from math import inf
@@ -237,7 +238,7 @@ class _GreenletInterrupt:
     """Of a greenlet of gevent: raised when it is switched to the next time."""
 
     def __init__(self, run: ActiveRun) -> None:
-        import gevent  # type: ignore[import-untyped]  # it has no types
+        gevent = sys.modules["gevent"]  # there where this is needed
 
         greenlet = gevent.getcurrent()
         self._wake = gevent.get_hub().loop.async_()
