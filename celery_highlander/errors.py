@@ -87,6 +87,12 @@ class StaleTermError(HighlanderError):
     code = "stale_term"
 
 
+class SingletonKeyError(HighlanderError):
+    """A call has no key: its arguments do not fit the task, or hold a value that has no lasting text; the caller's."""
+
+    code = "singleton_key"
+
+
 class ProtocolError(HighlanderError):
     """An event that cannot happen in this phase: a defect of celery-highlander itself."""
 
@@ -105,6 +111,7 @@ ERRORS_BY_CODE: dict[str, type[HighlanderError]] = {
         SchemaError,
         KeyCollisionError,
         StaleTermError,
+        SingletonKeyError,
         ProtocolError,
     )
 }

@@ -1,0 +1,1 @@
+"""Singleton tasks: at most one run of a task at a time, or one per key."""
