@@ -102,6 +102,12 @@ class SingletonRunLostError(HighlanderError):
         super().__init__(message, hint)
 
 
+class SingletonKeyError(HighlanderError):
+    """A call has no key: its arguments do not fit the task, or hold a value that has no lasting text; the caller's."""
+
+    code = "singleton_key"
+
+
 class ProtocolError(HighlanderError):
     """An event that cannot happen in this phase: a defect of celery-highlander itself."""
 
@@ -122,6 +128,7 @@ ERRORS_BY_CODE: dict[str, type[HighlanderError]] = {
         StaleTermError,
         SingletonConflictError,
         SingletonRunLostError,
+        SingletonKeyError,
         ProtocolError,
     )
 }

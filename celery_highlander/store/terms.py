@@ -80,8 +80,8 @@ def next_token(last: str) -> str:
     """Return the SQL of a token above `last`, which is SQL, too; it has the parameter `timeline`.
 
     The token leads with the timeline, so that it rises over a failover that lost rows; below it stands the server's
-    time in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even where the
-    tables were dropped, or restored from a snapshot on the same timeline.
+    time in seconds, which is only a floor (it does not matter when that clock is wrong): it makes tokens rise even
+    where the tables were dropped, or restored from a snapshot on the same timeline.
     """
     now = f"extract(epoch from clock_timestamp())::bigint - {_EPOCH_2020}"
     return f"greatest({last} + 1, (cast(:timeline as bigint) << 32) + greatest(0, least({now}, 4294967295)))"

@@ -1,1 +1,1 @@
-"""Singleton tasks: one run at a time for each key."""
+"""Singleton tasks: at most one run of a task at a time, or one for each key."""
