@@ -105,7 +105,7 @@ def _of_arguments(task_name: str, signature: Signature, names: Sequence[str]) ->
         text = opening
         name = ""
         try:
-            for (name, label), value in zip(labelled, values, strict=True):
+            for (name, label), value in zip(labelled, values, strict=True):  # noqa: B007  # the last one is told of
                 text += label + canonical(value)
         except SingletonKeyError as error:
             raise _refused(f"the argument {name!r}", error) from error.__cause__
