@@ -12,6 +12,7 @@ import os
 import random
 import selectors
 import socket
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from celery_highlander.clock import boot_time
@@ -19,13 +20,17 @@ from celery_highlander.keeper import run_table as r
 from celery_highlander.keeper.cell import LeaseCell, create
 from celery_highlander.keeper.children import listen, peer
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
+from celery_highlander.keeper.session import Claim, Forget
 from celery_highlander.keeper.victims import Victim, hold
 from celery_highlander.keeper.vocabulary import RUN_SAYS
+from celery_highlander.store.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_highlander.election.lease import Timing
+    from celery_highlander.keeper.session import Effect
+    from celery_highlander.store.waiting import Row
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +49,7 @@ class _Client:
         self.number = number
         self.channel = channel
         self.process = process
-        self.runs: set[int] = set()
+        self.runs: dict[int, str] = {}  # to the id of the task whose message is gone if its process dies; or nothing
 
 
 class _Process:
@@ -72,7 +77,7 @@ class Desk:
         address: str,
         timing: Timing,
         selector: selectors.BaseSelector,
-        submit: Callable[[r.RunEffect], object],
+        submit: Callable[[Effect], object],
         kill: Callable[[Victim, str], object],
     ) -> None:
         self._address = desk_address(address)
@@ -86,6 +91,8 @@ class Desk:
         self._clients: dict[int, _Client] = {}
         self._numbers = 0
         self._events: list[r.RunEvent] = []
+        self._claims: dict[int, tuple[_Client, int]] = {}
+        self._has_session = False
         self._listener = listen(self._address)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
@@ -105,6 +112,16 @@ class Desk:
 
     def feed(self, event: r.RunEvent, now: float) -> None:
         """Hand an event to the table and do what it asks."""
+        match event:
+            case r.SessionOpen():
+                self._has_session = True
+            case r.SessionLost():
+                self._has_session = False
+                for client, claim in self._claims.values():
+                    self._tell(client, "claimed", claim=claim, result="unavailable")
+                self._claims.clear()
+            case _:
+                pass
         self._events.append(event)
         if len(self._events) > 1:
             return  # it arose while another one is dealt with: it waits for its turn
@@ -121,7 +138,7 @@ class Desk:
                 client = self._clients.get(run[0])
                 if client is not None:
                     if result != "held":
-                        client.runs.discard(run[1])
+                        client.runs.pop(run[1], None)
                     self._tell(client, "answer", run=run[1], result=result, key=key, token=token, reason=reason)
             case r.Lost(run, kill_at, reason):
                 client = self._clients.get(run[0])
@@ -139,6 +156,26 @@ class Desk:
             client.channel.send(type_, **fields)
         except ChannelClosedError:
             self._gone(client)
+
+    # -- messages that wait --------------------------------------------------------------------------------------------
+
+    def _claim(self, client: _Client, message: Message) -> None:
+        if not self._has_session:
+            self._tell(client, "claimed", claim=message["claim"], result="unavailable")
+            return
+        self._numbers += 1
+        self._claims[self._numbers] = client, message["claim"]
+        fields = {name: message[name] for name in Waiting.__dataclass_fields__}
+        self._submit(Claim(self._numbers, Waiting(**fields)))
+
+    def claimed(self, number: int, found: Row | None, refusal: str) -> None:
+        """Tell who asked what waits already, or why that cannot be said."""
+        client, claim = self._claims.pop(number, (None, 0))
+        if client is not None and refusal:
+            self._tell(client, "claimed", claim=claim, result="refused", reason=refusal)
+        elif client is not None:
+            result = "waits" if found else "mine"
+            self._tell(client, "claimed", claim=claim, result=result, found=found and asdict(found))
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -190,7 +227,7 @@ class Desk:
         match message["type"]:
             case "take":
                 number = message["run"]
-                client.runs.add(number)
+                client.runs[number] = message["task_id"] if message.get("gone_with_it") else ""
                 want = r.Want(
                     base=message["base"],
                     limit=message["limit"],
@@ -203,8 +240,12 @@ class Desk:
                 )
                 self.feed(r.Wanted((client.number, number), want), now)
             case "free":
-                client.runs.discard(message["run"])
+                client.runs.pop(message["run"], None)
                 self.feed(r.Ended((client.number, message["run"])), now)
+            case "claim":
+                self._claim(client, message)
+            case "forget":
+                self._submit(Forget((message["task_id"],)))
             case "watch":
                 client.process.told_at = client
             case _:
@@ -222,7 +263,9 @@ class Desk:
         if process.told_at is client:
             process.told_at = None
         now = boot_time()
-        for number in client.runs:
+        for number, task_id in client.runs.items():
+            if task_id:
+                self._submit(Forget((task_id,)))
             self.feed(r.Ended((client.number, number)), now)
         if not process.clients:
             self._forget(process)

@@ -34,7 +34,7 @@ from celery_highlander.keeper.ledger import RunLedger
 from celery_highlander.keeper.marks import Searcher
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
-from celery_highlander.keeper.session import LockSession, Report, SessionPlan
+from celery_highlander.keeper.session import Claimed, Effect, LockSession, Report, SessionPlan
 from celery_highlander.keeper.trace import open_trace
 from celery_highlander.keeper.victims import Victim, adopt_orphans, freeze
 from celery_highlander.store.connecting import Target
@@ -276,7 +276,7 @@ class Keeper:
             case _:
                 self._submit(effect)
 
-    def _submit(self, effect: n.NodeEffect | r.RunEffect) -> None:
+    def _submit(self, effect: Effect) -> None:
         if self._session is not None:
             self._session.submit(effect)
 
@@ -316,6 +316,9 @@ class Keeper:
         match report.event:
             case r.Registered() | r.Refused() | r.Taken() | r.Looked():
                 self._desk.feed(report.event, now)
+                return
+            case Claimed(number, found, refusal):
+                self._desk.claimed(number, found, refusal)
                 return
             case n.HeartbeatAnswered(sent_at, runs):
                 if runs:

@@ -19,7 +19,7 @@ from celery_highlander.clock import boot_time
 from celery_highlander.election import node as n
 from celery_highlander.errors import DatabaseUnavailableError, HighlanderError, SchemaError
 from celery_highlander.keeper import run_table as r
-from celery_highlander.store import connecting, migrations
+from celery_highlander.store import connecting, migrations, waiting
 from celery_highlander.store.runs import RunLocks
 from celery_highlander.store.terms import Identity, Terms, application_name
 
@@ -60,11 +60,42 @@ class SessionPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """Record a message that is about to be sent; answer with `Claimed`."""
+
+    number: int
+    message: waiting.Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The answer to claim `number`: what waits already, if anything does; or why that cannot be said."""
+
+    number: int
+    found: waiting.Row | None
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Free the rows of messages that wait no more; no answer."""
+
+    task_ids: tuple[str, ...]
+
+
+Effect = n.NodeEffect | r.RunEffect | Claim | Forget
+"""What may be asked of a lock session."""
+
+Event = n.NodeEvent | r.RunEvent | Claimed
+"""What it may tell."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a session tells: an event for the node, and for a failed one the error, for an open one its server."""
 
     session: int
-    event: n.NodeEvent | r.RunEvent
+    event: Event
     error: HighlanderError | None = None
     server: connecting.Server | None = None
 
@@ -77,7 +108,7 @@ class LockSession(threading.Thread):
         self.number = number
         self._plan = plan
         self._post = post
-        self._work: queue.SimpleQueue[n.NodeEffect | r.RunEffect] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Effect] = queue.SimpleQueue()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -86,7 +117,7 @@ class LockSession(threading.Thread):
 
     # -- called by the keeper's main thread ----------------------------------------------------------------------------
 
-    def submit(self, effect: n.NodeEffect | r.RunEffect) -> None:
+    def submit(self, effect: Effect) -> None:
         """Have `effect` done, after those that were submitted before."""
         self._work.put(effect)
         with contextlib.suppress(OSError):
@@ -144,7 +175,7 @@ class LockSession(threading.Thread):
         runs = RunLocks(connection, server, holder, plan.namespace, plan.schema, plan.timing.lease)
         return terms, runs, server
 
-    def _report(self, event: n.NodeEvent | r.RunEvent, **more: Any) -> None:
+    def _report(self, event: Event, **more: Any) -> None:
         if not self._closing:
             self._post(Report(self.number, event, **more))
 
@@ -168,9 +199,9 @@ class LockSession(threading.Thread):
             if take_notifications(driver):
                 self._report(n.Notified())
 
-    def _do(self, effect: n.NodeEffect | r.RunEffect, terms: Terms, runs: RunLocks) -> n.NodeEvent | r.RunEvent | None:
+    def _do(self, effect: Effect, terms: Terms, runs: RunLocks) -> Event | None:
         sent_at = boot_time()  # before it is sent: a slow reply must not extend the lease
-        answer: r.RunEvent | None = None
+        answer: Event | None = None
         match effect:
             case n.Poll(names, trying, awaited, members):
                 rows = terms.poll(names, trying)
@@ -196,26 +227,34 @@ class LockSession(threading.Thread):
                 answer = self._do_for_runs(effect, runs, sent_at)
         return answer
 
-    def _do_for_runs(self, effect: n.NodeEffect | r.RunEffect, runs: RunLocks, sent_at: float) -> r.RunEvent | None:
+    def _do_for_runs(self, effect: Effect, runs: RunLocks, sent_at: float) -> r.RunEvent | Claimed | None:
         match effect:
             case r.Take(free, tries, excluded, paid):
                 if free:
                     runs.free(free)
                 return r.Taken(runs.take(tries, excluded, paid) if tries else {})
             case r.Register():
-                try:
-                    return r.Registered(sent_at, runs.register(self._plan.who))
-                except SchemaError as error:
-                    return r.Refused(str(error))
+                return self._register(runs, sent_at)
             case r.Look():
                 return r.Looked(runs.runners())
             case r.Settle():
                 runs.settle()
             case r.MarkRuns(ended):
                 runs.mark(ended)
+            case Claim(number, message):
+                return _claim(runs, number, message)
+            case Forget(task_ids):
+                with contextlib.suppress(SchemaError):
+                    runs.forget(task_ids)
             case _:
                 raise TypeError(f"{type(effect).__name__} is not for the lock session")
         return None
+
+    def _register(self, runs: RunLocks, sent_at: float) -> r.Registered | r.Refused:
+        try:
+            return r.Registered(sent_at, runs.register(self._plan.who))
+        except SchemaError as error:
+            return r.Refused(str(error))
 
     def _close(self, connection: Any) -> None:
         """Drop the connection, without any farewell that could block: the server notices, and frees the locks."""
@@ -228,6 +267,13 @@ class LockSession(threading.Thread):
             self._socket.close()
         self._wake_in.close()
         self._wake_out.close()
+
+
+def _claim(runs: RunLocks, number: int, message: waiting.Waiting) -> Claimed:
+    try:
+        return Claimed(number, runs.claim(message))
+    except SchemaError as error:
+        return Claimed(number, None, str(error))
 
 
 def take_notifications(driver: Any) -> bool:

@@ -109,11 +109,18 @@ RUN_SAYS: Vocabulary = {
         "wait": _NUMBER,
     },
     "free": {"run": _WHOLE},
+    "claim": {
+        **dict.fromkeys(("claim", "key"), _WHOLE),
+        **dict.fromkeys(("namespace", "name", "task", "task_id", "queue"), _TEXT),
+        "lives": _NUMBER_OR_NONE,
+    },
+    "forget": {"task_id": _TEXT},
 }
 """A process that runs singleton tasks, to the keeper."""
 
 KEEPER_ANSWERS: Vocabulary = {
     "answer": {"run": _WHOLE, "result": _TEXT, "reason": _TEXT, **dict.fromkeys(("key", "token"), _WHOLE_OR_NONE)},
+    "claimed": {"claim": _WHOLE, "result": _TEXT},
     "lost": {"run": _WHOLE, "kill_at": _NUMBER, "reason": _TEXT},
 }
 """To it."""

@@ -101,6 +101,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 ) with (fillfactor = 50)""",
         """insert into {prefix}run (key, holder, lease, namespace, name, task, task_id)
 values (-1, '', 0, '', '', '', '')""",
+        # The message that waits for a key, where only one may; `looked_at` and `missed` are the sweep's: when it looked
+        # for that message, and how often in a row it was nowhere.
+        """create table {prefix}waiting (
+    key bigint primary key,
+    namespace text not null,
+    name text not null,
+    task text not null,
+    task_id text not null,
+    queue text not null,
+    sent_at timestamptz not null default clock_timestamp(),
+    expires_at timestamptz,
+    looked_at timestamptz not null default clock_timestamp(),
+    missed integer not null default 0
+)""",
+        "create index highlander_waiting_task on {prefix}waiting (task_id)",
     ),
 )
 VERSION = len(MIGRATIONS)
@@ -110,7 +125,9 @@ BEAT_RIGHTS: Mapping[str, tuple[str, ...]] = {
     "entry": ("select", "insert", "update"),
     "tick": ("select", "insert", "update", "delete"),
 }
-RUN_RIGHTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("runner", "run"), ("select", "insert", "update", "delete"))
+RUN_RIGHTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("runner", "run", "waiting"), ("select", "insert", "update", "delete")
+)
 
 _MIGRATION_LOCK = int.from_bytes(b"highland", "big")  # one migration at a time in a database
 
@@ -132,7 +149,8 @@ def grants(schema: str, role: str) -> str:
     usage = f'grant usage on schema "{schema}" to {role}; ' if schema else ""
     return (
         f"{usage}grant select, insert, update on {names}singleton, {names}term to {role}; "
-        f"grant select, insert, update, delete on {names}entry, {names}tick, {names}runner, {names}run to {role}; "
+        f"grant select, insert, update, delete on {names}entry, {names}tick to {role}; "
+        f"grant select, insert, update, delete on {names}runner, {names}run, {names}waiting to {role}; "
         f"grant delete on {names}term to {role}; grant select on {names}migration to {role};"
     )
 

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.errors import LockSessionError
+from celery_highlander.store import waiting
 from celery_highlander.store.migrations import RUN_RIGHTS, ensure_rights, prefix
 from celery_highlander.store.terms import is_lock_timeout, next_token
 
@@ -100,6 +101,7 @@ class RunLocks:
         self._schema = schema
         self._statements: dict[str, TextClause] = {}
         self._prepared: set[str] = set()
+        self._may = False
         self._holder = holder
         self._namespace = namespace
         self._lease = lease
@@ -131,11 +133,17 @@ class RunLocks:
         Raises:
             SchemaError: the role may not use the tables.
         """
-        ensure_rights(self._connection, self._schema, RUN_RIGHTS)
+        self._ensure_rights()
         self._run("register", holder=self._holder, node=who.node, worker=who.worker, pid=who.pid, lease=self._lease)
         settled, longest = self._run("settled", mark=SETTLED).one()
         self._run("forget", age=FORGET_AFTER)
         return Registration(settled, max(self._lease, longest or 0.0))
+
+    def _ensure_rights(self) -> None:
+        """Look once, before a statement fails: that would cost the session."""
+        if not self._may:
+            ensure_rights(self._connection, self._schema, RUN_RIGHTS)
+            self._may = True
 
     def settle(self) -> None:
         """Leave the settled mark: every run that the table may have lost has ended."""
@@ -222,6 +230,24 @@ class RunLocks:
             unlocked += [done for (done,) in self._run("unlock", keys=sorted(rest))]
         if not all(unlocked):
             raise LockSessionError("a lock that should have been held was not")
+
+    def claim(self, message: waiting.Waiting) -> waiting.Row | None:
+        """Record a message that is about to be sent; return what waits already.
+
+        Raises:
+            SchemaError: the role may not use the tables.
+        """
+        self._ensure_rights()
+        return waiting.claim(self._connection, self._schema, message)
+
+    def forget(self, task_ids: Iterable[str]) -> None:
+        """Free the rows of messages that wait no more.
+
+        Raises:
+            SchemaError: the role may not use the tables.
+        """
+        self._ensure_rights()
+        waiting.forget(self._connection, self._schema, task_ids)
 
     def mark(self, ended: Mapping[str, Collection[int]]) -> None:
         """Note that the runs of lost sessions have ended, but for those that still hold the given keys."""

@@ -20,6 +20,7 @@ from celery_highlander.errors import DatabaseUnavailableError, SchemaError, Sing
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE, join
 from celery_highlander.keeper.desk import desk_address
+from celery_highlander.store.waiting import Row, Waiting
 from celery_highlander.tasks.alone import is_alone, start_keeper
 from celery_highlander.tasks.watch import ActiveRun, RunWatch
 from celery_highlander.worker import native
@@ -51,6 +52,7 @@ class Request:
     wait: float
     fenced: bool
     abort: bool
+    gone_with_it: bool = False
 
 
 class _Connection:
@@ -63,8 +65,8 @@ class _Connection:
     def send(self, **message: Any) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def answer(self, number: int, timeout: float) -> dict[str, Any]:
-        """Return the answer to a run's question.
+    def answer(self, type_: str, field: str, number: int, timeout: float) -> dict[str, Any]:
+        """Return the answer of that type in whose `field` is `number`.
 
         Raises:
             OSError: the keeper is gone, or does not answer in time.
@@ -75,7 +77,7 @@ class _Connection:
             if separator:
                 self._buffer = rest
                 message: dict[str, Any] = json.loads(line)
-                if message.get("type") == "answer" and message.get("run") == number:
+                if message.get("type") == type_ and message.get(field) == number:
                     return message
                 continue
             self._socket.settimeout(max(0.001, give_up_at - time.monotonic()))
@@ -136,17 +138,9 @@ class RunClient:
             self._give_back(connection, number)
 
     def _take(self, number: int, request: Request) -> tuple[_Connection, dict[str, Any]]:
-        connection = None
-        try:
-            connection = self._free.pop() if self._free else self._connect()
+        with self._asking() as connection:
             connection.send(type="take", run=number, **asdict(request))
-            answer = connection.answer(number, request.wait + ANSWER_TIMEOUT)
-        except BaseException as error:
-            if connection is not None:
-                connection.close()  # the keeper takes the run for ended, whether it had begun or not
-            if isinstance(error, OSError):
-                raise DatabaseUnavailableError(f"the keeper of this node does not answer: {error}.") from error
-            raise
+            answer = connection.answer("answer", "run", number, request.wait + ANSWER_TIMEOUT)
         if answer["result"] == "held":
             return connection, answer
         self._free.append(connection)
@@ -157,6 +151,47 @@ class RunClient:
         if answer["result"] == "refused":
             raise SchemaError(reason)
         raise DatabaseUnavailableError(f"{request.name} cannot be locked: {reason}.")
+
+    def claim(self, message: Waiting) -> Row | None:
+        """Record a message that is about to be sent; return what waits already, in which case nothing is recorded.
+
+        Raises:
+            DatabaseUnavailableError: nobody can say.
+        """
+        number = next(self._numbers)
+        with self._asking() as connection:
+            connection.send(type="claim", claim=number, **asdict(message))
+            answer = connection.answer("claimed", "claim", number, ANSWER_TIMEOUT)
+        self._free.append(connection)
+        if answer["result"] == "unavailable":
+            raise DatabaseUnavailableError("there is no lock session.")
+        if answer["result"] == "refused":
+            raise SchemaError(answer["reason"])
+        return Row(**answer["found"]) if answer["result"] == "waits" else None
+
+    def forget(self, task_id: str) -> None:
+        """Free the row of a message that waits no more; if the database is away, the sweep does it."""
+        with contextlib.suppress(DatabaseUnavailableError), self._asking() as connection:
+            connection.send(type="forget", task_id=task_id)
+            self._free.append(connection)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[_Connection]:
+        """A connection for the block, closed if the block fails: the keeper takes what was asked for as ended.
+
+        Raises:
+            DatabaseUnavailableError: the keeper does not answer.
+        """
+        connection = None
+        try:
+            connection = self._free.pop() if self._free else self._connect()
+            yield connection
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, OSError):
+                raise DatabaseUnavailableError(f"the keeper of this node does not answer: {error}.") from error
+            raise
 
     def _connect(self) -> _Connection:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

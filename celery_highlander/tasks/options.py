@@ -26,13 +26,14 @@ class SingletonOptions:
         unique_on: names of the arguments that make the key, `"*"` for all of them; without it the whole task is one.
         key: instead of that, a template such as `"account:{account_id}"`, or a function of the task's arguments; tasks
             with the same key exclude each other.
-        on_conflict: what becomes of a run whose key is held: `"skip"` (it ends in SUCCESS, its result says so),
+        on_conflict: what becomes of a run whose key is held: `"skip"` (it ends in SUCCESS, its result says so; the
+            default, but with `scope="queue"`, where a message is meant to wait, it is `"retry"`),
             `"raise"` (`SingletonConflictError`), `"retry"` (again in `retry_delay` seconds or so, however often),
             `"requeue"` (to the end of its queue), `"wait"` (for up to `wait_timeout` seconds, then as `"retry"`), or a
             function of the task and the conflict, whose result is the run's.
         limit: how many runs may hold a key at once.
-        scope: `"run"`: while it runs. `"queue"`: moreover, one message at most waits for it. `"both"`: moreover, no
-            message is sent from `delay()` on until that run has ended.
+        scope: `"run"`: only runs exclude each other. `"queue"`: moreover, one message at most waits to be run: while it
+            does, `delay()` sends none, and returns the result of that one. `"both"`: the same until its run has ended.
         on_lost: what becomes of a run whose lock is lost: `"abort"` (`SingletonRunLostError` is raised in it; what has
             not ended when the lease does is killed), or `"continue"`, which is unsafe: another run may begin beside it.
         on_unavailable: what becomes of a run while the database is away: `"retry"`, `"raise"`
@@ -65,6 +66,8 @@ class SingletonOptions:
         problems += _problems({name: value for name, value in given.items() if name in OPTIONS})
         if problems:
             raise ConfigurationError.of(f"{task}: {problem}" for problem in problems)
+        if given.get("scope") == "queue":
+            given = {"on_conflict": "retry", **given}
         return cls(**given)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import random
 from contextvars import ContextVar
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, shared_task
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils import uuid
+from celery.utils.time import maybe_make_aware
 
 from celery_highlander.election.keys import lock_key
 from celery_highlander.errors import (
@@ -22,6 +25,8 @@ from celery_highlander.errors import (
     SingletonConflictError,
 )
 from celery_highlander.store.fencing import fence_key
+from celery_highlander.store.waiting import Waiting
+from celery_highlander.tasks import waiting
 from celery_highlander.tasks.client import Request, client_for
 from celery_highlander.tasks.keys import KeyMaker
 from celery_highlander.tasks.options import OPTIONS, SingletonOptions, misspelt
@@ -32,7 +37,11 @@ if TYPE_CHECKING:
 
     from celery import Celery
     from celery.local import Proxy
+    from celery.result import AsyncResult
     from sqlalchemy import Connection
+
+    from celery_highlander.config import Settings
+    from celery_highlander.store.waiting import Row
 
 logger = logging.getLogger("celery_highlander")
 
@@ -126,9 +135,69 @@ class SingletonTask(Task):
             cls._mistake = error  # for whoever starts a worker, or calls it: not for every `celery` command
 
     @classmethod
+    def waits_alone(cls) -> bool:
+        """Return whether one message at most waits for each key."""
+        return cls._mistake is None and cls._options.scope != "run"
+
+    @classmethod
     def mistake(cls) -> ConfigurationError | None:
         """Return what is wrong with the options."""
         return cls._mistake
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Send the task; where one message at most may wait, return the result of the one that waits already.
+
+        Raises:
+            ConfigurationError: the options of the task cannot work.
+            SingletonKeyError: the arguments do not fit the task.
+            SingletonConflictError: a message waits already, and `on_conflict` is `"raise"`.
+        """
+        if self._mistake is not None:
+            raise self._mistake
+        is_again = task_id is not None and task_id == self.request.id
+        if self._options.scope == "run" or self.app.conf.task_always_eager or is_again:
+            return super().apply_async(args, kwargs, task_id=task_id, **options)
+        task_id = task_id or uuid()
+        found = self._claim(args or (), kwargs or {}, task_id, options)
+        if found is not None:
+            if self._options.on_conflict == "raise":
+                raise SingletonConflictError(f"{found.name} waits already: task {found.task_id}.")
+            logger.debug("%s waits already: task %s", found.name, found.task_id)
+            return self.AsyncResult(found.task_id)
+        try:
+            return super().apply_async(args, kwargs, task_id=task_id, **options)
+        except BaseException:
+            waiting.forget(self.app, task_id)
+            raise
+
+    def _claim(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: Mapping[str, Any]
+    ) -> Row | None:
+        key = self._key_of(args, kwargs)
+        route = self.app.amqp.router.route(dict(options), self.name, args, kwargs)
+        queue = options.get("queue") or route.get("queue") or ""
+        expires = options.get("expires", self.expires)
+        if isinstance(expires, datetime):
+            expires = (maybe_make_aware(expires) - datetime.now(timezone.utc)).total_seconds()
+        message = Waiting(
+            key=self._base(key),
+            namespace=self._settings().namespace,
+            name=key,
+            task=str(self.name),
+            task_id=task_id,
+            queue=str(getattr(queue, "name", queue)),
+            lives=None if expires is None else float(expires),
+        )
+        try:
+            return waiting.claim(self.app, message)
+        except DatabaseUnavailableError as error:
+            if self._options.on_unavailable == "raise":
+                raise
+            # Its run is locked all the same; a message that is not sent would be lost.
+            logger.warning("%s is sent without asking whether it waits already: %s", key, error)
+            return None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task: under its lock, if it is Celery that runs it."""
@@ -138,20 +207,37 @@ class SingletonTask(Task):
         setattr(request, _BEGUN, True)  # from here on it is the task's own code that calls it
         if self._mistake is not None:
             raise self._mistake
-        return self._run_singly(args, kwargs)
+        if self._options.scope == "run" or request.is_eager:
+            return self._run_singly(args, kwargs)
+        comes_again = False
+        try:
+            return self._run_singly(args, kwargs)
+        except (Retry, Ignore, Reject) as error:
+            comes_again = bool(getattr(error, "requeue", True))
+            raise
+        finally:
+            if not comes_again:
+                self._wait_no_more()
 
-    def _run_singly(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        options, key = self._options, self._key_of(args, kwargs)
+    def _wait_no_more(self) -> None:
+        waiting.forget(self.app, str(self.request.id))
+
+    def _settings(self) -> Settings:
         highlander = Highlander.of(self.app)
         if highlander is None:
             raise ConfigurationError(
                 f"{self.name} is a singleton task, and celery-highlander is not installed in its app.",
                 "Write Highlander(app).",
             )
-        settings = highlander.known_settings()
-        base = lock_key(settings.namespace, f"task\x1f{key}") >> SLOT_BITS << SLOT_BITS
+        return highlander.known_settings()
+
+    def _base(self, key: str) -> int:
+        return lock_key(self._settings().namespace, f"task\x1f{key}") >> SLOT_BITS << SLOT_BITS
+
+    def _run_singly(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        options, key = self._options, self._key_of(args, kwargs)
         request = Request(
-            base=base,
+            base=self._base(key),
             limit=options.limit,
             name=key,
             task=str(self.name),
@@ -159,12 +245,16 @@ class SingletonTask(Task):
             wait=self._patience(),
             fenced=options.fenced,
             abort=options.on_lost == "abort",
+            gone_with_it=options.scope == "both" and not self.acks_late,
         )
+        schema = self._settings().schema
         began = False
         try:
             with client_for(self.app).hold(request) as (slot, token):
                 began = True
-                mark = _current.set(SingletonRun(key, token, slot, settings.schema))
+                if options.scope == "queue":
+                    self._wait_no_more()
+                mark = _current.set(SingletonRun(key, token, slot, schema))
                 try:
                     return self._run_unlocked(args, kwargs)
                 finally:
@@ -238,6 +328,11 @@ def skipped_key(result: object) -> str | None:
     """
     found = result.get(_SKIPPED) if isinstance(result, dict) and len(result) == 1 else None
     return found if isinstance(found, str) else None
+
+
+def singleton_tasks(app: Celery) -> list[SingletonTask]:
+    """Return the singleton tasks of an app."""
+    return [task for task in app.tasks.values() if isinstance(task, SingletonTask)]
 
 
 def singleton_task(*args: Any, **options: Any) -> Proxy | Callable[[Callable[..., Any]], Proxy]:

@@ -13,7 +13,8 @@ from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.tasks.client import spare_this_process
-from celery_highlander.tasks.singleton import SingletonTask
+from celery_highlander.tasks.singleton import singleton_tasks
+from celery_highlander.tasks.sweep import Sweeper
 from celery_highlander.worker import children, pools
 from celery_highlander.worker.broker import BrokerWatch, expect_signs, is_in_the_way
 from celery_highlander.worker.consumers import Consumers
@@ -56,6 +57,7 @@ class HighlanderStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
 
     _voice: Voice | None = None
+    _sweeper = Sweeper()
 
     def __init__(
         self,
@@ -171,6 +173,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         self.consumers.on_cancelled = lambda: self._shutting_down("Cold")
         signals.worker_shutting_down.connect(self._shutting_down, sender=w.hostname)
         self.link.campaign(sorted(self.processes))
+        if any(task.waits_alone() for task in singleton_tasks(w.app)):
+            self._sweeper.start(w.app)
 
     def _shutting_down(self, how: str = "", **kwargs: Any) -> None:
         self.consumers.closing = True
@@ -189,6 +193,7 @@ class HighlanderStep(bootsteps.StartStopStep):
 
     def stop(self, w: WorkController) -> None:
         """The pool is drained: wait until everything is released."""
+        self._sweeper.stop()
         settings = self.settings
         if not self.link.finish(settings.drain_timeout + settings.lease_duration):
             logger.warning("highlander: not everything could be released; other nodes wait for the lease")
@@ -258,8 +263,7 @@ def _refuse_mistakes(w: WorkController) -> None:
     Raises:
         ConfigurationError: with every one of them.
     """
-    tasks = [task for task in w.app.tasks.values() if isinstance(task, SingletonTask)]
-    mistakes = [mistake.message for task in tasks if (mistake := task.mistake()) is not None]
+    mistakes = [mistake.message for task in singleton_tasks(w.app) if (mistake := task.mistake()) is not None]
     if mistakes:
         raise ConfigurationError.of(mistakes)
 
