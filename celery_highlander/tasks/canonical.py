@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 64
 """How deep values may be nested: deeper than arguments are, and far from Python's own limit."""
-_PLAIN_DIGITS = 21
-"""Numbers of more digits are written with an exponent, so that `Decimal("1e999999")` is not a megabyte."""
-_PLAIN_BELOW: int = 10**_PLAIN_DIGITS
+_PLAIN_ZEROS = 21
+"""Numbers with more zeros at an end are written with an exponent, so that `Decimal("1e999999")` is not a megabyte."""
+_PLAIN_BELOW: int = 10**_PLAIN_ZEROS
 
 _json_string: Callable[[str], str] = json.JSONEncoder(ensure_ascii=False).encode
 _json_ascii: Callable[[str], str] = json.JSONEncoder().encode
@@ -150,9 +150,9 @@ def _decimal(value: Decimal, _depth: int) -> str:
     exponent = written.exponent + len(given) - len(digits)
     if not digits:
         return "0"
-    if exponent >= 0 and len(digits) + exponent <= _PLAIN_DIGITS:
+    if 0 <= exponent <= _PLAIN_ZEROS:
         return f"{sign}{digits}{'0' * exponent}"
-    if -_PLAIN_DIGITS <= exponent < 0:
+    if -_PLAIN_ZEROS <= exponent < 0:
         padded = digits.rjust(1 - exponent, "0")
         return f"{sign}{padded[:exponent]}.{padded[exponent:]}"
     return f"{sign}{digits}e{exponent}"

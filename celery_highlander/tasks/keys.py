@@ -97,18 +97,18 @@ def _whole_task(task_name: str) -> _Maker:
 
 def _of_arguments(task_name: str, signature: Signature, names: Sequence[str]) -> _Maker:
     binding = Binding(signature, names)
-    labelled = [(name, f"{', ' if place else ''}{name}=") for place, name in enumerate(names)]
+    labels = [f"{', ' if place else ''}{name}=" for place, name in enumerate(names)]
     opening = f"{task_name}("
 
     def make(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         values = binding.values(args, kwargs)
         text = opening
-        name = ""
+        place = 0
         try:
-            for (name, label), value in zip(labelled, values, strict=True):  # noqa: B007  # the last one is told of
-                text += label + canonical(value)
+            for place, value in enumerate(values):
+                text += labels[place] + canonical(value)
         except SingletonKeyError as error:
-            raise _refused(f"the argument {name!r}", error) from error.__cause__
+            raise _refused(f"the argument {names[place]!r}", error) from error.__cause__
         return f"{text})"
 
     return make
@@ -215,16 +215,16 @@ class _Probe:
 
 def _pieces(template: str, signature: Signature, problems: list[str]) -> list[tuple[str, str | None]]:
     """The template as texts, each with the field that follows it, if one does."""
+    if not template:
+        problems.append("key = '' is empty; leave it out to have one key for the whole task")
     try:
         parsed = list(Formatter().parse(template))
         for _, field, _, _ in parsed:
-            if field:
+            if field and not _root(field).isdigit():
                 Formatter().get_field(field, (), {_root(field): _Probe()})
-    except (ValueError, LookupError) as error:
+    except ValueError as error:
         problems.append(f"key = {template!r} is malformed: {error}")
         return []
-    if not template:
-        problems.append("key = '' is empty; leave it out to have one key for the whole task")
     for _, field, specification, conversion in parsed:
         if field is None:
             continue
