@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import beat_section, consuming, failover, idle, naive, nodes, numbers, outages
+from benchmarks import beat_section, consuming, failover, idle, naive, nodes, numbers, outages, task_section
 from benchmarks.numbers import Distribution
 from tests.arena.servers import Postgres, RabbitMQ, Redis
 
@@ -208,7 +208,7 @@ def nodes_section(seconds: float) -> str:
     return "\n".join(["## A cluster at rest", "", numbers.table(head, rows), "", method])
 
 
-SECTIONS = ("failover", "outages", "consuming", "beat", "idle", "nodes")
+SECTIONS = ("failover", "outages", "consuming", "beat", "tasks", "idle", "nodes")
 
 
 def _measure(section: str, runs: int, seconds: float) -> tuple[str, int]:
@@ -219,8 +219,9 @@ def _measure(section: str, runs: int, seconds: float) -> tuple[str, int]:
             return outage_section(runs)
         case "consuming":
             return consuming_section(runs)
-        case "beat":
-            return beat_section.section(runs)
+        case "beat" | "tasks":
+            measured = beat_section.section if section == "beat" else task_section.section
+            return measured(runs)
         case "idle":
             return idle_section(seconds), 0
         case _:
