@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 TABLES = "select schemaname || '.' || tablename from pg_tables where tablename like 'highlander%' order by 1"
-ALL = [f"highlander_{name}" for name in ("entry", "migration", "singleton", "term", "tick")]
+ALL = [f"highlander_{name}" for name in ("entry", "migration", "run", "runner", "singleton", "term", "tick", "waiting")]
 
 
 def connect(url: str) -> Connection:
