@@ -129,7 +129,7 @@ class Beaten:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The answer to `Take`, by the number of the try; and to what was freed before it."""
+    """The answer to `Take`, by the number of the try."""
 
     outcomes: Mapping[int, Tried]
 
@@ -164,7 +164,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Free some keys, then try for others; answer with `Taken`."""
+    """Free some keys, then try for others; answer with `Taken` if there are any to try for."""
 
     free: tuple[int, ...]
     tries: tuple[Try, ...]
@@ -549,7 +549,7 @@ class RunTable:
                 Try(self._numbers, base, want.limit, start, want.name, want.task, want.task_id, fenced=want.fenced)
             )
         if (tries or self._to_free) and not self._answer_due:
-            self._answer_due = True
+            self._answer_due = bool(tries)
             excluded = frozenset(run.key for run in self._running.values())
             of_these = {key for one in tries for key in range(one.base, one.base + one.limit)} if tries else set()
             effects.append(

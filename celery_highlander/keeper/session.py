@@ -232,7 +232,8 @@ class LockSession(threading.Thread):
             case r.Take(free, tries, excluded, paid):
                 if free:
                     runs.free(free)
-                return r.Taken(runs.take(tries, excluded, paid) if tries else {})
+                if tries:
+                    return r.Taken(runs.take(tries, excluded, paid))
             case r.Register():
                 return self._register(runs, sent_at)
             case r.Look():
