@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +25,6 @@ from tests.faults.conftest import lead_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import datetime
     from pathlib import Path
 
     from tests.arena.cluster import Worker
@@ -38,6 +38,8 @@ PAUSE = 4.0
 """Seconds between two faults, about."""
 
 CATCH_UP = 60.0
+NEAR = 4.0
+"""Seconds between a tick and a restart of the broker that may have to do with each other."""
 
 
 class Storm:
@@ -58,6 +60,7 @@ class Storm:
         self.cluster = BeatCluster(self.database.url(), {"broker_url": broker.url()}, directory, entries, conf)
         self.beats: list[Worker] = []
         self.told: list[str] = []
+        self.restarts: list[datetime] = []  # of the broker
 
     def start(self) -> None:
         for _ in range(2):
@@ -128,6 +131,7 @@ class Storm:
         self.proxies[place].heal()
 
     def restart_broker(self, _: int) -> None:
+        self.restarts.append(datetime.now(timezone.utc))
         self.broker.restart()
 
     def close(self) -> None:
@@ -189,17 +193,36 @@ def judge(storm: Storm, policy: str) -> None:
         assert skipped == {}
         with contextlib.suppress(WaitedInVainError):
             wait_until(lambda: executions.missing(runs(), INTERVALS) == {}, CATCH_UP, "no holes")
-        lost = executions.missing(runs(), INTERVALS)
+        lost = not_excused(storm, executions.missing(runs(), INTERVALS))
         assert lost == {}, f"lost, and what the ledger knows of them: {known_of(storm, lost)}"
     else:
         # Each due tick ran, or was counted as skipped.
         with contextlib.suppress(WaitedInVainError):
             wait_until(lambda: holes(runs()) <= sum(skipped.values()), CATCH_UP, "no holes but the skipped ones")
-        assert holes(runs()) <= sum(skipped.values())
+        assert holes(runs()) <= sum(skipped.values()) + excused(storm, executions.missing(runs(), INTERVALS))
         assert sum(skipped.values()) > 0
     assert executions.from_two_copies(cluster.runs()) == {}
     twice = executions.doubled(cluster.runs())
     print(f"{len(cluster.runs())} runs, {len(twice)} ticks ran again when the broker delivered their message again")
+
+
+def excused(storm: Storm, lost: dict[str, list[datetime]]) -> int:
+    """How many of the lost ticks Redis may have lost, with any other message that was under way when it was restarted.
+
+    kombu takes a message off its list (BRPOP) before it writes down that it has it. Each restart may cost what it popped
+    for a worker that never got it: one message for each.
+    """
+    if not isinstance(storm.broker, Redis):
+        return 0
+    moments = [due for instants in lost.values() for due in instants]
+    near = {r: sum(abs((due - r).total_seconds()) < NEAR for due in moments) for r in storm.restarts}
+    workers = 2
+    return sum(min(count, workers) for count in near.values())
+
+
+def not_excused(storm: Storm, lost: dict[str, list[datetime]]) -> dict[str, list[datetime]]:
+    """Return the lost ticks, but nothing if Redis itself may have lost them all."""
+    return lost if sum(map(len, lost.values())) > excused(storm, lost) else {}
 
 
 def known_of(storm: Storm, lost: dict[str, list[datetime]]) -> list[tuple[Any, ...]]:
