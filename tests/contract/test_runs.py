@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from celery_highlander.errors import SchemaError
 from celery_highlander.store import migrations
 from celery_highlander.store.fencing import fence_key
-from celery_highlander.store.runs import RunLocks, Tried
+from celery_highlander.store.runs import RunLocks
 from tests.arena.servers import Postgres
 from tests.arena.waiting import wait_until
 from tests.contract.nodes import LIMIT, Node
@@ -145,22 +145,27 @@ def test_a_row_is_deleted_before_its_lock_is_given_back(bench: PostgresBench, da
     assert take(other).taken
 
 
-def test_a_debt_is_of_whom_the_row_names_when_the_lock_is_got(bench: PostgresBench, database: Database) -> None:
-    """A statement sees the rows as they were when it began; the lock may have gone from hand to hand since."""
+def test_a_debt_is_of_whom_the_row_names_once_the_lock_is_got(bench: PostgresBench, database: Database) -> None:
+    """A statement sees the rows as they were when it began; its lock may have gone from hand to hand since."""
     first, second, slow = bench.session(), bench.session("n2"), bench.session("n3")
-    take(first, attempt(KEY))
-    first_key, hurdle = attempt(KEY, number=1), KEY - 1
-    database.execute(
-        "create function halt() returns trigger language plpgsql as "
-        f"$$ begin if new.key = {hurdle} then perform pg_advisory_xact_lock_shared(77); end if; return new; end $$"
+    take(first)
+    database.execute(  # a backend that is halted between its look at the rows and its try for the lock
+        "create function public.pg_try_advisory_lock(bigint) returns boolean language plpgsql as "
+        "$$ begin perform pg_advisory_xact_lock(77); return pg_catalog.pg_try_advisory_lock($1); end $$"
     )
-    assert first_key.base == KEY
-    found: list[Tried] = []
-    second_took = take(second, attempt(KEY + 1))
-    assert second_took.taken
-    second.lose()
-    found.append(take(slow, attempt(KEY + 1)))
-    assert found[0].holder == second.holder
+    for setting in ("search_path = public, pg_catalog", "lock_timeout = 0", "statement_timeout = 0"):
+        slow.node.connection.execute(text(f"set {setting}"))
+    with psycopg2.connect(database.url(None)) as stranger, stranger.cursor() as cursor:
+        cursor.execute("select pg_advisory_lock(77)")
+        thread, results = on_a_thread(lambda: take(slow))
+        wait_until(lambda: database.execute(_WAITS, slow.pid), LIMIT, "the try to halt")
+        first.runs.free([KEY])
+        take(second)
+        second.lose()
+    stranger.close()
+    thread.join(LIMIT)
+    assert [(found.key, found.taken, found.holder) for found in results] == [(KEY, False, second.holder)]
+    assert bench.locks() == set()
 
 
 def test_a_role_without_rights_is_told_the_grants(bench: PostgresBench, database: Database) -> None:

@@ -128,14 +128,17 @@ class RunSession:
         rows = self.database.rows
         slots = [one.base + (one.start + slot) % one.limit for slot in range(one.limit)]
         key = next((slot for slot in slots if slot not in excluded and self._lock(slot)), None)
-        seen = before.get(one.base if key is None else key)
-        if key is not None:
-            latest = rows.get(key)
-            if latest is None or latest.holder in paid:
-                rows[key] = Row(self.holder, self.lease, one.task_id)
-                return self._begin(one, key, seen)
-            self._unlock(key)
-        return Tried(key, False, *(seen or (None, 0.0, None)))
+        if key is None:
+            return Tried(None, False, *(before.get(one.base) or (None, 0.0, None)))
+        latest = rows.get(key)
+        if latest is None or latest.holder in paid:
+            rows[key] = Row(self.holder, self.lease, one.task_id)
+            return self._begin(one, key, before.get(key))
+        return self._owed(key, latest, before)
+
+    def _owed(self, key: int, latest: Row, _before: Mapping[int, Row]) -> Tried:
+        self._unlock(key)
+        return Tried(key, False, *latest)
 
     def _begin(self, one: Try, key: int, seen: Row | None) -> Tried:
         database = self.database
