@@ -122,6 +122,8 @@ class RunSession:
     ) -> dict[int, Tried]:
         """Try each; `snapshot` is what the rows were when the statement began, if that was a while ago."""
         before = dict(self.database.rows) if snapshot is None else snapshot
+        if all(one.limit == 1 for one in tries):
+            excluded = ()  # a key without slots is never tried for by a session that holds it
         return {one.number: self._try(one, excluded, paid, before) for one in tries}
 
     def _try(self, one: Try, excluded: Collection[int], paid: Collection[str], before: Mapping[int, Row]) -> Tried:

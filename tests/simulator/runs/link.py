@@ -217,7 +217,11 @@ class Link:
                 if freeing:
                     session.free(free)
                     return None
-                return r.Taken(session.take(tries, excluded, paid, snapshot) if tries else {})
+                self.schedule.referee.check_dead(self.schedule.database, paid)
+                outcomes = session.take(tries, excluded, paid, snapshot) if tries else {}
+                debts = [one.holder for one in outcomes.values() if one.key is not None and not one.taken]
+                self.schedule.referee.check_dead(self.schedule.database, debts)
+                return r.Taken(outcomes)
             case r.Register():
                 return r.Registered(sent_at, session.register())
             case r.Look():
@@ -242,6 +246,8 @@ class Link:
             self.schedule.at(at, node.when_awake, self._beat)
         if isinstance(answer, (r.Beaten, r.Registered)):
             self.confirmed_at = max(self.confirmed_at, sent_at)
+        if isinstance(answer, r.Beaten):
+            self.node.renewed()
         if answer is not None:
             self.node.deliver(answer)
         self._asking = False

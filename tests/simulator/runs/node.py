@@ -61,6 +61,7 @@ class Node:
         self.cut_until = self.slow_until = 0.0
         self.losses = 0
         self.runs: dict[r.RunId, Run] = {}
+        self.renewed_then: Callable[[], None] | None = None  # what happens just after the next heartbeat
         self._numbers = count(1)
         self._sessions = count(1)
         self._last_clock = -inf
@@ -138,6 +139,12 @@ class Node:
             self.deliver(r.SessionLost(reason))
         delay = self.schedule.random.random() * 0.3
         self.schedule.at(self.schedule.now + delay, self.when_awake, self._connect, self.incarnation)
+
+    def renewed(self) -> None:
+        """A heartbeat was answered."""
+        then, self.renewed_then = self.renewed_then, None
+        if then is not None:
+            self.schedule.at(self.schedule.now + self.schedule.random.random() * 0.02, then)
 
     # -- the table ---------------------------------------------------------------------------------------------------------
 

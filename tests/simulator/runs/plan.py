@@ -16,6 +16,7 @@ KINDS = (
     "slow",  # every message of a node takes long
     "pause",  # the keeper stands still, its processes go on
     "keeper-dies",  # its processes go on, and a new keeper knows nothing of them
+    "dies-renewed",  # as `keeper-dies`, just after a heartbeat
     "crash",  # keeper and processes die
     "restart",  # the server shuts down and starts again
     "server-crash",  # the server crashes: what is not logged is gone
@@ -39,6 +40,8 @@ class Profile:
         leases: the lengths of a lease.
         clock_error: how far a clock's rate may be off.
         long_runs: how many of the runs last until they are stopped.
+        patient: how many of the calls wait for longer than a lease, whatever comes.
+        ends: how long after the last fault calls still come, in leases.
     """
 
     weights: tuple[tuple[str, int], ...]
@@ -52,6 +55,8 @@ class Profile:
     leases: tuple[float, ...] = (2.0, 4.0, 6.0)
     clock_error: float = 5e-4
     long_runs: float = 0.4
+    patient: float = 0.0
+    ends: tuple[float, ...] = (0.1, 1.0, 1.5)
 
 
 _EVERYTHING = (
@@ -77,7 +82,15 @@ PROFILES: dict[str, Profile] = {
     "pauses": Profile((("pause", 6), ("slow", 1), ("terminate", 4), ("cut", 2), ("keeper-dies", 2))),
     # A long lease makes a millisecond in a second worth something.
     "clocks": Profile(
-        (("keeper-dies", 4), ("terminate", 2), ("server-crash", 1)), faults=(1, 2), leases=(60.0,), clock_error=9e-4, limits=(1,)
+        (("dies-renewed", 8), ("terminate", 1), ("server-crash", 1)),
+        faults=(1, 1),
+        nodes=(2, 2),
+        leases=(200.0,),
+        clock_error=9e-4,
+        limits=(1,),
+        long_runs=0.8,
+        patient=0.7,
+        ends=(1.5,),
     ),
     "stalls": Profile((("terminate", 3), ("keeper-dies", 1)), faults=(2, 4), stalls=0.5, long_runs=0.2),
     "slots": Profile((("terminate", 4), ("cut", 2), ("pause", 1), ("keeper-dies", 1)), limits=(2, 3)),
@@ -159,7 +172,7 @@ def draw(profile: Profile, random: Random) -> Plan:
         target = None if random.random() < 0.7 else random.randrange(len(machines))
         faults.append(Fault(at, kind, target, random.choice((0.05, 0.3, 1.0, 1.3)) * lease * random.random()))
         at += random.choice((0.01, 0.1, 0.5, 1.1)) * lease * random.random()
-    end = at + lease * random.choice((0.1, 1.0, 1.5))
+    end = at + lease * random.choice(profile.ends)
     return Plan(
         profile=profile,
         machines=tuple(machines),
@@ -189,7 +202,7 @@ def _calls(
                 at=end * random.random(),
                 node=random.randrange(nodes),
                 base=random.choice(bases),
-                wait=random.choice((0.0, 0.5, lease, 3 * lease)),
+                wait=3 * lease if random.random() < profile.patient else random.choice((0.0, 0.5, lease, 3 * lease)),
                 duration=lasts,
                 fenced=random.random() < 0.2,
                 abort=random.random() < 0.9,

@@ -8,7 +8,7 @@ from celery_highlander.keeper import run_table as r
 from tests.simulator.referee import Referee
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tests.simulator.runs.database import Database
     from tests.simulator.runs.link import Link
@@ -103,6 +103,13 @@ class RunReferee(Referee):
         for key, (session, times) in database.locks.items():
             if times > 1:
                 self.violated(f"{session.holder} has the lock of {key} {times} times")
+
+    def check_dead(self, database: Database, holders: Iterable[str | None]) -> None:
+        """Whoever is taken for dead has no session, and so will never have another heartbeat."""
+        alive = {session.holder for session in database.sessions}
+        for holder in holders:
+            if holder in alive:
+                self.violated(f"the session {holder} counts as dead, and lives")
 
     def settled(self, now: float) -> None:
         """The mark is left: whatever the table has lost has ended."""

@@ -84,6 +84,7 @@ class Schedule:
         self.note("the faults are over")
         for node in self.nodes:
             node.slow_until = node.cut_until = 0.0
+            node.renewed_then = None
             node.resume()
             node.boot(node.incarnation)
         patience = 3 * self.longest + 4.0
@@ -160,6 +161,10 @@ class Schedule:
     def _strike_keeper_dies(self, node: Node, duration: float) -> None:
         node.die()
         self.at(self._busy(duration * self.random.random()), node.boot, node.incarnation)
+
+    def _strike_dies_renewed(self, node: Node, duration: float) -> None:
+        node.renewed_then = lambda: self._strike_keeper_dies(node, duration)
+        self._busy(node.timing.heartbeat_interval)
 
     def _strike_crash(self, node: Node, duration: float) -> None:
         for run in list(self.referee.active(node.number)):
