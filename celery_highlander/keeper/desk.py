@@ -106,9 +106,9 @@ class Desk:
         """Whether the session may go."""
         return self._table.idle
 
-    def next_deadline(self, now: float) -> float:
+    def next_deadline(self) -> float:
         """When `feed(Tick())` is due."""
-        return self._table.next_deadline(now)
+        return self._table.next_deadline()
 
     def feed(self, event: r.RunEvent, now: float) -> None:
         """Hand an event to the table and do what it asks."""

@@ -162,7 +162,7 @@ class Keeper:
             now = boot_time()
             if now >= self._node.next_deadline(now):
                 self._feed(p.Tick(), now)
-            if now >= self._desk.next_deadline(now):
+            if now >= self._desk.next_deadline():
                 self._desk.feed(r.Tick(), now)
             self._node.renew_for_runs(self._desk.needs_heartbeats, now)
             wait = max(0.0, min(self._next_deadline(now) - boot_time(), 1.0))
@@ -193,7 +193,7 @@ class Keeper:
         restarts = min((min(process.restart_at, process.kill_again_at) for process in processes), default=inf)
         flush_at = now + FLUSH_AGAIN if self._channel.has_unsent and not self._worker_deaf else inf
         overdue = min((at for at, _ in self._overdue.values()), default=inf)
-        due = min(self._node.next_deadline(now), self._desk.next_deadline(now))
+        due = min(self._node.next_deadline(now), self._desk.next_deadline())
         return min(due, self._pulse_at, self._launch_at, restarts, flush_at, overdue)
 
     def _look_around(self, now: float) -> None:

@@ -234,6 +234,7 @@ class _Run:
     key: int = 0
     holder: str = ""
     kill_at: float = inf
+    killed: bool = False
     gone: bool = False  # while the answer to its try is under way
 
 
@@ -303,15 +304,13 @@ class RunTable:
         """Whether there is nothing that the session is needed for."""
         return not (self._runs or self._to_free or self._lost_holders)
 
-    def next_deadline(self, now: float) -> float:
+    def next_deadline(self) -> float:
         """When the next `Tick` is due."""
-        due = min((run.kill_at for run in self._running.values() if run.kill_at > now), default=inf)
+        due = min((run.kill_at for run in self._running.values() if not run.killed), default=inf)
         if self._queues:
             due = min(due, *(self._queue_due(queue) for queue in self._queues.values()))
-            if self._is_registered and not self._is_open:
-                due = min(due, self._blocked_until)
         if self._is_registered:
-            due = min(due, self._look_at, self._idle_since + IDLE_DURATION)
+            due = min(due, self._look_at, self._idle_since + IDLE_DURATION if self._is_open else self._blocked_until)
         return due
 
     def _queue_due(self, queue: _Queue) -> float:
@@ -401,7 +400,10 @@ class RunTable:
             del self._on_base[base]
 
     def _tick(self, now: float, effects: list[RunEffect]) -> None:
-        effects += [KillRun(run.id) for run in self._running.values() if run.kill_at <= now]
+        for run in self._running.values():
+            if run.kill_at <= now and not run.killed:
+                run.killed = True
+                effects.append(KillRun(run.id))
         if self._is_registered and self._blocked_until != -inf and now >= self._blocked_until:
             self._blocked_until = -inf
             effects.append(Settle())

@@ -5,7 +5,8 @@ held the key, and only the end of that run deletes it. Whoever gets the lock and
 a debt: that run may still be going on, until the lease of its session has passed.
 
 A row is deleted before its lock is given back, and written before a run may begin, each in one statement; `insert … on
-conflict` looks at the latest state of a row, waits for one that is being deleted, and never at a snapshot.
+conflict` looks at the latest state of a row, waits for one that is being deleted, and never at a snapshot. Whose debt a
+row is, is read once its lock is got, by another statement: what the first one saw may be older than the lock.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Tried:
     Attributes:
         key: of the slot whose lock was got, also where it was given back because of a debt; None if all are held.
         taken: the key is held now.
-        holder: who held the key when the statement began, as far as its row tells.
+        holder: who held the key, as far as its row tells: for certain where there is a debt, else when the statement began.
         lease: of that holder.
         task_id: of that holder's run.
         token: the run's fencing token.
@@ -190,8 +191,12 @@ class RunLocks:
             rows = self._often("take", values)
         found = {
             number: Tried(key, taken, holder, lease or 0.0, task_id)
-            for number, key, taken, _, holder, lease, task_id in rows
+            for number, key, taken, holder, lease, task_id in rows
         }
+        debts = {tried.key: number for number, tried in found.items() if tried.key is not None and not tried.taken}
+        if debts:
+            for key, holder, lease, task_id, _ in self._run("debts", keys=sorted(debts)):
+                found[debts[key]] = Tried(key, False, holder, lease or 0.0, task_id)
         for one in tries:
             if one.fenced and found[one.number].taken:
                 found[one.number] = self._begin(one, found[one.number])
@@ -280,6 +285,9 @@ insert into {prefix}singleton as s (key, namespace, name, token, heartbeats, owe
 values (:key, :namespace, :name, {first_token}, 0, 0, :instance)
 on conflict (key) do update set token = {next_token}, instance = excluded.instance
 returning s.token""",
+    "debts": """
+select owed.key, r.holder, r.lease, r.task_id, pg_advisory_unlock(owed.key)
+from unnest(cast(:keys as bigint[])) as owed (key) left join {prefix}run r on r.key = owed.key""",
     "unlock": "select pg_advisory_unlock(key) from unnest(cast(:keys as bigint[])) as held (key)",
     "mark": """
 with ended as (
@@ -299,9 +307,7 @@ _TAKEN = """
         where r.holder = any(:paid)
     returning r.key
 )
-select tried.number, tried.key, taken.key is not null,
-    case when tried.key is not null and taken.key is null then pg_advisory_unlock(tried.key) end,
-    r.holder, r.lease, r.task_id
+select tried.number, tried.key, taken.key is not null, r.holder, r.lease, r.task_id
 from tried left join taken on taken.key = tried.key
 left join {prefix}run r on r.key = coalesce(tried.key, tried.base)"""
 

@@ -1,4 +1,4 @@
-"""How long the simulator takes to find a planted bug."""
+"""How long the simulators take to find a planted bug."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from tests.planted.bugs import BUGS
 from tests.planted.patching import planted
-from tests.simulator.batch import Failure, failure_of
+from tests.planted.run_bugs import RUN_BUGS
+from tests.simulator.batch import Failure
+
+ALL_BUGS = BUGS + RUN_BUGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +23,10 @@ class Hunt:
 
 def hunt(name: str, bound: int) -> Hunt:
     """Plant the bug `name` and run up to `bound` schedules until one goes wrong."""
-    bug = next(bug for bug in BUGS if bug.name == name)
+    bug = next(bug for bug in ALL_BUGS if bug.name == name)
     with planted(bug):
         for seed in range(bound):
-            failure = failure_of(seed, bug.profile)
+            failure = bug.judge(seed, bug.profile)
             if failure is not None:
                 return Hunt(name, seed + 1, failure)
     return Hunt(name, bound, None)

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from celery_highlander.election import protocol as p
+from tests.simulator.batch import Failure, failure_of
 
 Plant = Callable[["Soil"], None]
 
@@ -38,11 +39,13 @@ class Bug:
         name: what is done wrong.
         plant: does it.
         profile: the family of schedules that is searched.
+        judge: runs one of them, and tells what went wrong.
     """
 
     name: str
     plant: Plant
     profile: str | None = None
+    judge: Callable[[int, str | None], Failure | None] = failure_of
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from tests.simulator.plan import PROFILES, draw, profile_of
 from tests.simulator.referee import InvariantError, Referee
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Judge = Callable[[int, "str | None"], "Failure | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +27,24 @@ class Failure:
     seed: int
     what: str
     trace: tuple[str, ...] = ()
+    simulator: str = "tests.simulator"
 
     def __str__(self) -> str:
-        again = f"again: python -m tests.simulator --profile {self.profile} --seed {self.seed}"
+        again = f"again: python -m {self.simulator} --profile {self.profile} --seed {self.seed}"
         return "\n".join((*self.trace, self.what, again))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Schedules that one process runs: the seeds from `first` on, each under `profile` (None: its own)."""
+    """Schedules that one process runs: the seeds from `first` on, each under `profile` (None: its own).
+
+    `judge` runs one; that of the election by default.
+    """
 
     first: int
     count: int
     profile: str | None = None
+    judge: Judge | None = None
 
 
 def run_one(seed: int, profile: str | None = None, *, tracing: bool = False, effects_only: bool = False) -> Cluster:
@@ -75,7 +82,7 @@ def failure_of(seed: int, profile: str | None = None, *, effects_only: bool = Fa
 def run_batch(batch: Batch) -> Failure | None:
     """Run schedules until one fails; return that one."""
     for seed in range(batch.first, batch.first + batch.count):
-        failure = failure_of(seed, batch.profile)
+        failure = (batch.judge or failure_of)(seed, batch.profile)
         if failure is not None:
             return failure
     return None
@@ -93,6 +100,9 @@ def run_batches(batches: list[Batch], pool: ProcessPoolExecutor) -> Iterator[tup
         yield running[future], future.result()
 
 
-def split(first: int, total: int, size: int, profile: str | None = None) -> list[Batch]:
+def split(
+    first: int, total: int, size: int, profile: str | None = None, judge: Judge | None = None
+) -> list[Batch]:
     """Cut `total` schedules into batches of at most `size`."""
-    return [Batch(start, min(size, first + total - start), profile) for start in range(first, first + total, size)]
+    starts = range(first, first + total, size)
+    return [Batch(start, min(size, first + total - start), profile, judge) for start in starts]

@@ -1,0 +1,1 @@
+"""Singleton runs in virtual time: real `RunTable`s, a modelled PostgreSQL, and faults drawn from a seed."""
