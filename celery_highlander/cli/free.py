@@ -156,7 +156,9 @@ def _identity(run: HeldKey) -> tuple[int, str, datetime]:
 
 
 def _not_found(word: str, everything: RunStatus) -> str:
-    known = {name for entry in (*everything.runs, *everything.waiting) for name in (entry.name, entry.task_id)}
+    names = [(run.name, run.task_id) for run in everything.runs]
+    names += [(message.name, message.task_id) for message in everything.waiting]
+    known = {name for both in names for name in both}
     close = difflib.get_close_matches(word, known, n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
     return (

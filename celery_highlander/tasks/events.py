@@ -27,7 +27,7 @@ def announce_skips(app: Celery) -> None:
     for task in singleton_tasks(app):
         if not getattr(task.Request, "announces_skips", False):
             kind = symbol_by_name(task.Request)
-            task.Request = type(kind.__name__, (_AnnouncesSkips, kind), {})  # type: ignore[misc]  # for this worker
+            task.Request = type(kind.__name__, (_AnnouncesSkips, kind), {})
 
 
 class _AnnouncesSkips:
