@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats. On top
-of that comes `SPREAD`."""
+RECONNECT_DELAYS = (0.05, 0.1, 0.2, 0.3, 0.3, 0.4, 0.5, 1.0, 2.0)
+"""Seconds before the first, second, ... try to connect again, each times 1 to 1.5; the last one repeats. A server that
+is restarted is back within a second or two; until then the pauses are short. On top of that comes `SPREAD`."""
 
 SPREAD = 0.01
 """Seconds for each node of the cluster over which all of them spread a try to connect again: together they make about a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,8 @@ def start_keeper(app: Celery) -> str:
     highlander = Highlander.of(app)
     if highlander is None:
         raise ConfigurationError("celery-highlander is not installed in this app.", "Write Highlander(app).")
-    settings = highlander.settings()
+    # Whatever this process is, it is not one of ours to kill: a run that does not end in time is told, no more.
+    settings = replace(highlander.settings(), on_stuck="continue")
     plan = LinkPlan(
         settings=settings,
         keys={},

@@ -130,10 +130,12 @@ class RunClient:
             self._watch.enter(run)
             if self._watch.closed:
                 raise DatabaseUnavailableError("the keeper died.")
-            yield answer["key"], answer["token"]
+            try:
+                yield answer["key"], answer["token"]
+            finally:
+                run.end()  # may itself be interrupted
         finally:
-            if run.interrupt is not None:
-                run.interrupt.close()
+            run.over = True
             self._watch.leave(run)
             self._give_back(connection, number)
 

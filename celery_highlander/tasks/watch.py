@@ -53,8 +53,14 @@ class ActiveRun:
         self.abort = abort
         self.lost = ""  # why
         self.kill_at = inf
-        self.overdue = False
+        self.over = self.overdue = False
         self.interrupt = _interrupt_here(self) if abort else None
+
+    def end(self) -> None:
+        """It has ended, and is not to be interrupted any more; called on its thread."""
+        self.over = True
+        if self.interrupt is not None:
+            self.interrupt.close()
 
     def lose(self, reason: str, kill_at: float) -> None:
         """Its lock is lost."""
@@ -209,7 +215,7 @@ class _SignalInterrupt:
     @staticmethod
     def _handle(_number: int, _frame: FrameType | None) -> None:
         for run in _SignalInterrupt._active:
-            if run.lost:
+            if run.lost and not run.over:
                 raise run.error
 
 
@@ -242,7 +248,7 @@ class _GreenletInterrupt:
 
         greenlet = gevent.getcurrent()
         self._wake = gevent.get_hub().loop.async_()
-        self._wake.start(lambda: greenlet.throw(run.error) if run.lost else None)
+        self._wake.start(lambda: greenlet.throw(run.error) if run.lost and not run.over else None)
 
     def raise_soon(self) -> None:
         self._wake.send()

@@ -209,8 +209,8 @@ def judge(storm: Storm, policy: str) -> None:
 def excused(storm: Storm, lost: dict[str, list[datetime]]) -> int:
     """How many of the lost ticks Redis may have lost, with any other message that was under way when it was restarted.
 
-    kombu takes a message off its list (BRPOP) before it writes down that it has it. Each restart may cost what it popped
-    for a worker that never got it: one message for each.
+    kombu takes a message off its list (BRPOP) before it writes down that it has it. Each restart may cost what it
+    popped for a worker that never got it: one message for each.
     """
     if not isinstance(storm.broker, Redis):
         return 0

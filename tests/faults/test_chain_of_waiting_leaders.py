@@ -68,6 +68,7 @@ def terminate_holder(postgres: Database) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cut_off", "how"),
     [

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fault, pytest.mark.postgres]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hosts",
     [

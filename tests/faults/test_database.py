@@ -102,7 +102,8 @@ def test_workers_live_through_a_restart_of_the_database(
         assert scenes.gap(shop, singleton, token) < AFTER_THE_LEASE + LONGEST_RECONNECT
 
 
-@pytest.mark.parametrize("mode", ["fast", pytest.param("immediate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_nothing_runs_while_the_database_is_down_for_longer_than_the_lease(
     cluster: MakeCluster, own_server: Postgres, mode: StopMode
 ) -> None:

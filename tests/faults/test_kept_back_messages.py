@@ -50,6 +50,7 @@ def test_messages_for_later_run_once_and_on_the_leader_of_then(cluster: MakeClus
     all_ran_once(shop, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", BROKERS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_messages_of_a_limited_rate_run_once_after_a_warm_shutdown(

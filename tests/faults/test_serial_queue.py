@@ -44,7 +44,7 @@ def never_two_at_once(cluster: Cluster) -> None:
     assert all(end <= start for (_, end, _), (start, _, _) in itertools.pairwise(runs))
 
 
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize("broker", ["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "gevent", "solo"))]
 )

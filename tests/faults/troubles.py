@@ -30,7 +30,7 @@ PASSWORD = "hunter2 & co"
 
 _TROUBLE = re.compile(r"(WARNING|ERROR|CRITICAL)/[^\]]*\] (.*)")
 _ATTEMPT = re.compile(r"connection received: host=127\.0\.0\.1")
-_RAMP = 7  # attempts before the pauses between two of them reach their 2 to 3 s
+_RAMP = 10  # attempts before the pauses between two of them reach their 2 to 3 s
 _LONGEST_PAUSE = 2.0
 
 

@@ -64,6 +64,7 @@ def seen_of_a_beat(cluster: BeatCluster, **options: Any) -> dict[str, dict[str, 
     return found
 
 
+@pytest.mark.slow
 def test_sentry_is_told_the_same_by_our_beat_as_by_celerys_own(
     postgres: Database, redis_server: Redis, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def played(scratch: Path, hide: str = "") -> str:
 
 
 @pytest.mark.timeout(SECONDS + 30)
+@pytest.mark.slow
 def test_it_passes_on_a_machine_without_servers_and_says_what_its_broker_cannot_do(scratch: Path) -> None:
     reason = Postgres.available()
     require(reason)
