@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from celery_highlander.worker.highlander import Highlander
     from celery_highlander.worker.inside import LeadershipLostError
     from celery_highlander.worker.leadership import Leadership
-    from celery_highlander.worker.signals import leader_elected, leader_stepped_down, leadership_lost
+    from celery_highlander.worker.signals import leader_elected, leader_stepped_down, leadership_lost, run_skipped
 
 __all__ = [
     "ConfigurationError",
@@ -37,6 +37,7 @@ __all__ = [
     "leader_elected",
     "leader_stepped_down",
     "leadership_lost",
+    "run_skipped",
     "singleton_task",
     "skipped_key",
 ]
@@ -57,6 +58,7 @@ _HOMES = {
     "leader_elected": "worker.signals",
     "leader_stepped_down": "worker.signals",
     "leadership_lost": "worker.signals",
+    "run_skipped": "worker.signals",
     "singleton_task": "tasks.singleton",
     "skipped_key": "tasks.singleton",
 }

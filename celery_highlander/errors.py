@@ -51,6 +51,12 @@ class DatabaseUnavailableError(LockSessionError):
     code = "database_unavailable"
 
 
+class BrokerUnavailableError(HighlanderError):
+    """The broker cannot be reached at the moment, or does not let us in; only commands that need it raise this."""
+
+    code = "broker_unavailable"
+
+
 class PoolerError(LockSessionError):
     """The connection goes through a pooler, where a session lock protects nothing."""
 
@@ -120,6 +126,7 @@ ERRORS_BY_CODE: dict[str, type[HighlanderError]] = {
         ConfigurationError,
         LockSessionError,
         DatabaseUnavailableError,
+        BrokerUnavailableError,
         PoolerError,
         StandbyServerError,
         ServerVersionError,

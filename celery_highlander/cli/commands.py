@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from celery_highlander.cli import output
-from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError, HighlanderError
+from celery_highlander.errors import (
+    BrokerUnavailableError,
+    ConfigurationError,
+    DatabaseUnavailableError,
+    HighlanderError,
+)
 from celery_highlander.worker import auto
 from celery_highlander.worker.highlander import Highlander
 
@@ -28,31 +34,119 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 def highlander() -> None:
     """Who leads what, and whether it can work.
 
-    All commands ask the database alone: they work while workers and broker are down.
+    All but `free` and `sweep` ask the database alone: they work while workers and broker are down.
     """
 
 
 @highlander.command(
-    short_help="Show who leads what.", epilog="Example: celery -A proj highlander status --json | jq .singletons"
+    short_help="Show who leads what, or which singleton tasks run.",
+    epilog="Example: celery -A proj highlander status --json | jq .singletons",
 )
+@click.option("--tasks", "of_tasks", is_flag=True, help="Show singleton tasks instead: who holds a key, and who waits.")
 @_JSON
 @click.pass_context
-def status(ctx: click.Context, as_json: bool) -> None:
+def status(ctx: click.Context, of_tasks: bool, as_json: bool) -> None:
     """Show for each singleton who leads it, since when, and who stands by.
 
-    A role that may only read the tables is enough. Fit for probes; the exit code is 0 if every singleton is led, 1 if
-    one is led by nobody, 69 if the database cannot be reached, 78 if settings, rights or tables are not in order.
+    With --tasks, show the runs of singleton tasks that hold a key, and the messages that wait for one. A run that is
+    `owed` has lost its lock session: until its lease is over, nobody else gets its key.
+
+    A role that may only read the tables is enough. Fit for probes; the exit code is 0 if every singleton is led (with
+    --tasks: always), 1 if one is led by nobody, 69 if the database cannot be reached, 78 if settings, rights or tables
+    are not in order.
     """
     from celery_highlander.cli import status as command  # noqa: PLC0415  # only what is asked for
+    from celery_highlander.cli import tasks  # noqa: PLC0415
+    from celery_highlander.store import run_status  # noqa: PLC0415
 
     with _told(ctx, as_json=as_json):
         plugin = _plugin(ctx)
-        namespace, found = plugin.settings().namespace, plugin.status()
+        settings = plugin.settings()
+        if of_tasks:
+            runs = run_status.read(plugin.target(settings), settings.namespace, settings.schema)
+            if as_json:
+                output.write_json(tasks.as_json(settings.namespace, runs))
+            else:
+                tasks.write(runs)
+            return
+        found = plugin.status()
         if as_json:
-            output.write_json(command.as_json(namespace, found))
+            output.write_json(command.as_json(settings.namespace, found))
         else:
-            command.write(namespace, found)
+            command.write(settings.namespace, found)
         ctx.exit(command.exit_code(found))
+
+
+@highlander.command(
+    short_help="Kill a singleton task's run, and free its key.",
+    epilog="Example: celery -A proj highlander free 'shop.sync_account(account_id=42)'",
+)
+@click.argument("word", metavar="KEY-or-TASK-ID")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long to wait for the run to be gone (default: 10 s; of a dead lock session, as long as its lease takes).",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_JSON
+@click.pass_context
+def free(ctx: click.Context, word: str, timeout: float | None, yes: bool, as_json: bool) -> None:
+    """Free a key by force: kill the run that holds it (SIGKILL), and wait until it is gone.
+
+    `status --tasks` lists keys and task ids. The key of a run that lives is never freed; where a pool cannot kill a
+    single task, restart that worker. Where only a message waits for the key, its place is freed.
+
+    The exit code is 0 if the key is free, 1 if there is no such key or it is not free, 69 if database or broker cannot
+    be reached, 78 if settings, rights or tables are not in order.
+    """
+    from celery_highlander.cli import free as command  # noqa: PLC0415  # only what is asked for
+
+    with _told(ctx, as_json=as_json):
+        asks = sys.stdin.isatty() and not yes
+        freeing = command.Freeing(
+            _plugin(ctx),
+            timeout,
+            command.ask if asks else lambda _found: True,
+            lambda sentence: click.echo(sentence, err=True),
+        )
+        outcome = freeing.run(word)
+        if as_json:
+            output.write_json(command.as_json(outcome))
+        else:
+            command.write(outcome)
+        ctx.exit(command.exit_code(outcome))
+
+
+@highlander.command(
+    short_help="Look for messages of singleton tasks that are gone.",
+    epilog="Example: celery -A proj highlander sweep",
+)
+@click.option(
+    "--age",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=0.0,
+    help="Skip those that somebody has looked for within so many seconds (default: none).",
+)
+@_JSON
+@click.pass_context
+def sweep(ctx: click.Context, age: float, as_json: bool) -> None:
+    """Look for messages that are recorded as waiting for a key, and are gone: purged, or lost with their broker.
+
+    Workers do so by themselves, once a minute. A message counts as gone when it has expired or its result is there, or
+    after two looks in a row that missed it: then sweep twice. Another one may be sent for its key from then on.
+
+    The exit code is 0, 69 if database or broker cannot be reached, 78 if settings, rights or tables are not in order.
+    """
+    from celery_highlander.cli import sweep as command  # noqa: PLC0415  # only what is asked for
+
+    with _told(ctx, as_json=as_json):
+        swept = command.run(_plugin(ctx), age)
+        if as_json:
+            output.write_json(command.as_json(swept))
+        else:
+            command.write(swept)
 
 
 @highlander.command(short_help="Check settings, server and rights.", epilog="Example: celery -A proj highlander doctor")
@@ -138,5 +232,5 @@ def _told(ctx: click.Context, *, as_json: bool) -> Iterator[None]:
             output.write_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
         else:
             output.complain(error.message, error.hint)
-        unavailable = isinstance(error, DatabaseUnavailableError)
+        unavailable = isinstance(error, (DatabaseUnavailableError, BrokerUnavailableError))
         ctx.exit(output.EX_UNAVAILABLE if unavailable else output.EX_CONFIG)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_highlander.cli import advice, output
 from celery_highlander.cli.advice import Finding
+from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError, LockSessionError, SchemaError
 from celery_highlander.store import inspection, migrations
+from celery_highlander.tasks.singleton import singleton_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 _FEW_CONNECTIONS = 5
 _SLOW = 0.25  # of the heartbeat's time-out, for one round trip
 _CLOCK_TOLERANCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which parts of the plugin are in use, besides elections."""
+
+    beat: bool
+    runs: bool
 
 
 def examine(highlander: Highlander) -> list[Finding]:
@@ -37,7 +47,12 @@ def examine(highlander: Highlander) -> list[Finding]:
         found = inspection.inspect(target, settings.schema, settings.timing)
     except HighlanderError as error:
         return [*findings, Finding(_CHECK_OF_ERROR.get(error.code, "connection"), "error", error.message, error.hint)]
-    return [*findings, *_on_database(found, settings)]
+    parts = Parts(
+        beat=not settings.beat_scheduler  # which keeps its own books
+        and (BEAT in highlander.processes(settings) or "highlander" in str(highlander.app.conf.beat_scheduler)),
+        runs=bool(singleton_tasks(highlander.app)),
+    )
+    return [*findings, *_on_database(found, settings, parts)]
 
 
 _CHECK_OF_ERROR = {"pooler": "pooler", "standby_server": "standby", "server_version": "server version"}
@@ -55,7 +70,7 @@ def _on_singletons(settings: Settings, count: int) -> Finding:
     return Finding("settings", "ok", f"singletons: {count}, in the namespace {settings.namespace!r}; {fits}")
 
 
-def _on_database(found: Inspection, settings: Settings) -> Iterator[Finding]:
+def _on_database(found: Inspection, settings: Settings, parts: Parts) -> Iterator[Finding]:
     yield Finding("connection", "ok", f"{found.database!r} as {found.role!r}, {found.round_trip * 1000:.1f} ms away")
     server = found.server
     if isinstance(server, LockSessionError):
@@ -64,7 +79,7 @@ def _on_database(found: Inspection, settings: Settings) -> Iterator[Finding]:
         yield Finding("server version", "ok", found.version)
         yield Finding("pooler", "ok", "none: the connection is direct")
         yield Finding("standby", "ok", f"no: the server is a primary, on timeline {server.timeline}")
-    yield from _on_tables(found, settings)
+    yield from _on_tables(found, settings, parts)
     if found.session is not None:
         yield Finding(
             "session settings",
@@ -78,7 +93,7 @@ def _on_database(found: Inspection, settings: Settings) -> Iterator[Finding]:
     yield _on_connections(found)
 
 
-def _on_tables(found: Inspection, settings: Settings) -> Iterator[Finding]:
+def _on_tables(found: Inspection, settings: Settings, parts: Parts) -> Iterator[Finding]:
     names = f"{migrations.prefix(settings.schema)}*"
     run = "Run `celery -A proj highlander migrate` with a role that may create tables (`--sql` prints the statements)"
     if isinstance(found.tables, SchemaError):
@@ -94,15 +109,34 @@ def _on_tables(found: Inspection, settings: Settings) -> Iterator[Finding]:
         return
     newer = f", newer than this release's {migrations.VERSION}" if found.tables > migrations.VERSION else ""
     yield Finding("tables", "ok", f"{names} are of version {found.tables}{newer}")
+    yield from _on_rights(found, settings, parts)
+
+
+def _on_rights(found: Inspection, settings: Settings, parts: Parts) -> Iterator[Finding]:
+    cure = migrations.grants(settings.schema, found.role)
     if found.missing_rights:
         yield Finding(
             "rights",
             "error",
             f"the role {found.role!r} lacks {', '.join(found.missing_rights)}: it can read the status at best.",
-            migrations.grants(settings.schema, found.role),
+            cure,
         )
     else:
         yield Finding("rights", "ok", f"{found.role!r} may read and write the tables")
+    for check, missing, in_use, without in (
+        ("rights of the beat", found.missing_rights_of_beat, parts.beat, "the beat cannot run"),
+        ("rights of singleton tasks", found.missing_rights_of_runs, parts.runs, "no singleton task can run"),
+    ):
+        if missing:
+            use = "" if in_use else " (this app has none)"
+            yield Finding(
+                check,
+                "error" if in_use else "warning",
+                f"the role {found.role!r} lacks {', '.join(missing)}: {without}{use}.",
+                cure,
+            )
+        elif missing is not None and in_use:
+            yield Finding(check, "ok", f"{found.role!r} may read and write their tables")
 
 
 def _on_answer(found: Inspection, settings: Settings) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ EX_PROBLEM = 1
 EX_UNAVAILABLE = 69  # sysexits.h: a service is unavailable
 EX_CONFIG = 78  # sysexits.h: configuration error
 
-_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
@@ -44,7 +44,7 @@ def write_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None
 
 def write_toned(tone: str, label: str, rest: str) -> None:
     """Print `label` in the colour of `tone`, then `rest`."""
-    click.echo(f"{click.style(label, fg=_COLOURS.get(tone), bold=True)}{rest}")
+    click.echo(f"{click.style(label, fg=COLOURS.get(tone), bold=True)}{rest}")
 
 
 def complain(message: str, hint: str = "") -> None:
@@ -80,6 +80,6 @@ def _write_rich_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -
         return False
     table: Any = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell.text, style=_COLOURS.get(cell.tone, "")) for cell in row))
+        table.add_row(*(Text(cell.text, style=COLOURS.get(cell.tone, "")) for cell in row))
     Console().print(table)
     return True

@@ -22,6 +22,8 @@ from celery_highlander.store.connecting import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Connection
 
     from celery_highlander.election.lease import Timing
@@ -37,7 +39,8 @@ class Inspection:
         version: of the server, as it tells it itself.
         server: of a server that may hold session locks, or why it may not.
         tables: their version, or why it cannot be told.
-        missing_rights: what the role may not do with the tables; None where there are none.
+        missing_rights: what the role may not do with the tables of elections; None where there are none.
+        missing_rights_of_beat, missing_rights_of_runs: the same of the tables of the beat, and of singleton tasks.
         may_create: whether the role may create the tables.
         session: None if the session settings of a lock session can be made, or why not.
         clock_ahead: seconds that the server's clock is ahead of this machine's, give or take half a round trip.
@@ -51,6 +54,8 @@ class Inspection:
     server: Server | LockSessionError
     tables: int | SchemaError
     missing_rights: list[str] | None
+    missing_rights_of_beat: list[str] | None
+    missing_rights_of_runs: list[str] | None
     may_create: bool
     session: str | None
     clock_ahead: float
@@ -102,7 +107,9 @@ def _inspect(connection: Connection, target: Target, schema: str, timing: Timing
         version=" ".join(version.split()[:2]),
         server=server,
         tables=tables,
-        missing_rights=_missing_rights(connection, schema, tables),
+        missing_rights=_missing_rights(connection, schema, tables, migrations.ELECTION_RIGHTS),
+        missing_rights_of_beat=_missing_rights(connection, schema, tables, migrations.BEAT_RIGHTS),
+        missing_rights_of_runs=_missing_rights(connection, schema, tables, migrations.RUN_RIGHTS),
         may_create=_may_create(connection, schema),
         session=None if isinstance(server, LockSessionError) else _try_session(connection, target, timing),
         clock_ahead=clock_ahead,
@@ -124,10 +131,12 @@ def _compare_clocks(connection: Connection) -> tuple[float, float]:
     return theirs - (before + took / 2), took
 
 
-def _missing_rights(connection: Connection, schema: str, tables: int | SchemaError) -> list[str] | None:
-    if isinstance(tables, SchemaError) or not tables:
-        return None
-    return migrations.missing_rights(connection, schema)
+def _missing_rights(
+    connection: Connection, schema: str, tables: int | SchemaError, rights: Mapping[str, tuple[str, ...]]
+) -> list[str] | None:
+    if isinstance(tables, SchemaError) or tables < migrations.VERSION:
+        return None  # some of them are not there yet
+    return migrations.missing_rights(connection, schema, rights)
 
 
 def _may_create(connection: Connection, schema: str) -> bool:

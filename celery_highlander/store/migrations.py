@@ -119,6 +119,8 @@ values (-1, '', 0, '', '', '', '')""",
     ),
 )
 VERSION = len(MIGRATIONS)
+RUN_VERSION = 3
+"""The version that brought the tables of singleton runs."""
 
 ELECTION_RIGHTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("singleton", "term"), ("select", "insert", "update"))
 BEAT_RIGHTS: Mapping[str, tuple[str, ...]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -24,10 +25,12 @@ from celery_highlander.store.migrations import prefix, roll_back, version_of
 from celery_highlander.store.terms import beat_group, member_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
+
+Found = TypeVar("Found")
 
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -108,40 +111,69 @@ def read(
         StandbyServerError: a hot standby does not know who holds a lock.
         SchemaError: there are no tables yet, or the role may not read them.
     """
-    connection = open_connection(target, f"highlander-status {namespace}")
+    return ask(
+        target,
+        f"highlander-status {namespace}",
+        schema,
+        ("singleton", "term", "migration"),
+        lambda connection: read_with(connection, namespace, schema, keys, alone),
+    )
+
+
+def ask(
+    target: Target, application_name: str, schema: str, tables: Sequence[str], reading: Callable[[Connection], Found]
+) -> Found:
+    """Return what `reading` finds over a new connection; `tables` are those that it reads.
+
+    Raises:
+        DatabaseUnavailableError: the server does not answer.
+        SchemaError: the role may not read the tables.
+    """
+    connection = open_connection(target, application_name)
     try:
         with patience(connection):
-            return read_with(connection, namespace, schema, keys, alone)
+            return reading(connection)
     except DBAPIError as error:
         message = without_password(str(error.orig), target)
         if "permission denied" in message:
-            names = prefix(schema)
-            cure = f"grant select on {names}singleton, {names}term, {names}migration to <role>;"
+            names = ", ".join(f"{prefix(schema)}{table}" for table in tables)
+            cure = f"grant select on {names} to <role>;"
             raise SchemaError(f"the role may not read the tables: {message}.", cure) from None
         raise unanswered(error, target) from None
     finally:
         connection.close()
 
 
+@contextlib.contextmanager
+def read_only(connection: Connection) -> Iterator[None]:
+    """A transaction for the block that changes nothing, not even the session; on a primary alone.
+
+    Raises:
+        StandbyServerError: a hot standby does not know who holds a lock.
+    """
+    connection.execute(text("begin read only"))
+    try:
+        connection.execute(text(f"set local statement_timeout = '{ANSWER_TIMEOUT:g}s'"))
+        if connection.execute(text("select pg_is_in_recovery()")).scalar():
+            raise StandbyServerError(
+                "the database URL leads to a hot standby, which does not know who leads.", STANDBY_CURE
+            )
+        yield
+    finally:
+        roll_back(connection)
+
+
 def read_with(
     connection: Connection, namespace: str, schema: str, keys: Mapping[str, int], alone: Mapping[str, int] = _NONE
 ) -> list[SingletonStatus]:
     """Like `read`, over a connection that is open, in autocommit mode; changes nothing, not even the session."""
-    connection.execute(text("begin read only"))
-    try:
-        connection.execute(text(f"set local statement_timeout = '{ANSWER_TIMEOUT:g}s'"))
+    with read_only(connection):
         return _read(connection, namespace, schema, keys, alone)
-    finally:
-        roll_back(connection)
 
 
 def _read(
     connection: Connection, namespace: str, schema: str, keys: Mapping[str, int], alone: Mapping[str, int]
 ) -> list[SingletonStatus]:
-    if connection.execute(text("select pg_is_in_recovery()")).scalar():
-        raise StandbyServerError(
-            "the database URL leads to a hot standby, which does not know who leads.", STANDBY_CURE
-        )
     if not version_of(connection, schema):
         raise SchemaError(
             f"there are no tables {prefix(schema)}* in this database yet.",

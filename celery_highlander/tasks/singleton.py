@@ -31,6 +31,7 @@ from celery_highlander.tasks.client import Request, client_for
 from celery_highlander.tasks.keys import KeyMaker
 from celery_highlander.tasks.options import OPTIONS, SingletonOptions, misspelt
 from celery_highlander.worker.highlander import Highlander
+from celery_highlander.worker.signals import run_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,9 @@ SLOT_BITS = 10
 REQUEUE_PATIENCE = 0.5
 """Seconds that a run waits before its message goes to the end of its queue, so that it does not go round and round."""
 
-_SKIPPED = "highlander_skipped"
+SKIPPED = "highlander_skipped"
+"""The one key of the result of a run that was skipped."""
+
 _BEGUN = "highlander_begun"
 
 
@@ -294,7 +297,8 @@ class SingletonTask(Task):
             return on_conflict(self, conflict)
         if on_conflict == "skip":
             logger.info("%s[%s] is skipped: %s", self.name, self.request.id, conflict, extra={"action": "run_skipped"})
-            return {_SKIPPED: key}
+            run_skipped.send(sender=self, task_id=str(self.request.id), key=key)
+            return {SKIPPED: key}
         if on_conflict == "raise":
             raise conflict
         if on_conflict == "requeue":
@@ -326,7 +330,7 @@ def skipped_key(result: object) -> str | None:
         >>> skipped_key(sync_account.delay(42).get())
         'shop.sync_account(account_id=42)'
     """
-    found = result.get(_SKIPPED) if isinstance(result, dict) and len(result) == 1 else None
+    found = result.get(SKIPPED) if isinstance(result, dict) and len(result) == 1 else None
     return found if isinstance(found, str) else None
 
 

@@ -13,6 +13,7 @@ from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.tasks.client import spare_this_process
+from celery_highlander.tasks.events import announce_skips
 from celery_highlander.tasks.singleton import singleton_tasks
 from celery_highlander.tasks.sweep import Sweeper
 from celery_highlander.worker import children, pools
@@ -173,6 +174,7 @@ class HighlanderStep(bootsteps.StartStopStep):
         self.consumers.on_cancelled = lambda: self._shutting_down("Cold")
         signals.worker_shutting_down.connect(self._shutting_down, sender=w.hostname)
         self.link.campaign(sorted(self.processes))
+        announce_skips(w.app)
         if any(task.waits_alone() for task in singleton_tasks(w.app)):
             self._sweeper.start(w.app)
 
