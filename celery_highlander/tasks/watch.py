@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_highlander")
 
+_DOZE = 1000.0
+"""Milliseconds between two looks at the deadline while runs come and go: far less than a new one has, and so rarely that
+a short run wakes nobody."""
+
 _SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None  # one that nobody else is likely to use
 
 
@@ -94,7 +98,7 @@ class RunWatch:
         self._cell = cell
         self._deadly = deadly
         self._runs: dict[int, ActiveRun] = {}
-        self._asleep = False
+        self._asleep = self._had_runs = False
         self._wake_in, self._wake_out = native.socketpair()
         self.closed = False
         native.start_thread(self._run)
@@ -102,6 +106,7 @@ class RunWatch:
     def enter(self, run: ActiveRun) -> None:
         """A run begins."""
         self._runs[run.number] = run
+        self._had_runs = True
         if self._asleep:
             self._asleep = False
             self._wake_out.send(b".")
@@ -126,10 +131,12 @@ class RunWatch:
         poll = native.poll()
         poll.register(self._channel, select.POLLIN)
         poll.register(self._wake_in, select.POLLIN)
-        self._asleep = True  # until it is known what is to be waited for: who begins meanwhile wakes it
         due = min(map(self._due, list(self._runs.values())), default=inf)
-        self._asleep = not self._runs
-        timeout = None if due == inf else max(1.0, (due - boot_time()) * 1000)
+        timeout: float | None = max(1.0, min((due - boot_time()) * 1000, _DOZE))
+        if not self._had_runs:
+            self._asleep = True  # whoever begins from now on wakes it
+            timeout = None if not self._runs else timeout
+        self._had_runs = False
         ready = {descriptor for descriptor, _ in poll.poll(timeout)}
         self._asleep = False
         if self._wake_in.fileno() in ready:
