@@ -179,7 +179,7 @@ def test_a_role_without_rights_is_told_the_grants(bench: PostgresBench, database
         session = bench.session("n2", user="clerk")
         with pytest.raises(SchemaError, match="lacks insert on highlander_run, delete on highlander_run") as caught:
             session.runs.register(identity("n2"))
-        assert "highlander_runner, highlander_run to" in caught.value.hint
+        assert "highlander_runner, highlander_run, highlander_waiting to" in caught.value.hint
         database.execute("grant insert, delete on highlander_run to clerk")
         session.runs.register(identity("n2"))
         assert take(session).taken
