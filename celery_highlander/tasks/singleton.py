@@ -152,6 +152,8 @@ class SingletonTask(Task):
     ) -> AsyncResult[Any]:
         """Send the task; where one message at most may wait, return the result of the one that waits already.
 
+        A message that has a place in a chain, group or chord, or links, is sent all the same: others wait for it.
+
         Raises:
             ConfigurationError: the options of the task cannot work.
             SingletonKeyError: the arguments do not fit the task.
@@ -164,9 +166,11 @@ class SingletonTask(Task):
             return super().apply_async(args, kwargs, task_id=task_id, **options)
         task_id = task_id or uuid()
         found = self._claim(args or (), kwargs or {}, task_id, options)
-        if found is not None:
+        if found is not None and not _has_a_place(options):
             if self._options.on_conflict == "raise":
-                raise SingletonConflictError(f"{found.name} waits already: task {found.task_id}.")
+                raise SingletonConflictError(
+                    f"{found.name} waits already: task {found.task_id}.", key=found.name, task_id=found.task_id
+                )
             logger.debug("%s waits already: task %s", found.name, found.task_id)
             return self.AsyncResult(found.task_id)
         try:
@@ -321,6 +325,12 @@ class SingletonTask(Task):
             logger.info("%s[%s] goes back to its queue: %s", self.name, self.request.id, reason)
             raise Ignore(reason)
         raise Retry(reason, when=delay, sig=message)
+
+
+def _has_a_place(options: Mapping[str, Any]) -> bool:
+    """Whether others wait for the very message with these options; the last one of a chain has an empty `chain`."""
+    # Celery gives `reply_to` to every signature whose id is known before it is sent: that of a chord's body, too.
+    return "chain" in options or any(options.get(name) for name in ("chord", "group_id", "link", "reply_to"))
 
 
 def skipped_key(result: object) -> str | None:
