@@ -67,14 +67,14 @@ class Schedule:
                 self.now = self.referee.now = when
             action(*args)
 
-    # -- calls -------------------------------------------------------------------------------------------------------------
+    # -- calls ---------------------------------------------------------------------------------------------------------
 
     def _call(self, call: Call) -> None:
         run = self.nodes[call.node].call(call, self.plan.limits[call.base])
         if run is not None and self.random.random() < 0.1:  # its process dies, or wants nothing any more
             self.at(self.now + self.random.random() * self.longest, self.nodes[call.node].end, run)
 
-    # -- the end -----------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def _quieten(self) -> None:
         if self.now < self._busy_until:
@@ -127,7 +127,7 @@ class Schedule:
         self.referee.check_end(self.database)
         self._over = True
 
-    # -- faults ------------------------------------------------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------------------------------
 
     def _strike(self, fault: Fault) -> None:
         acting = [run.node for runs in self.referee.acting.values() for run in runs]
