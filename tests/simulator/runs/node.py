@@ -219,7 +219,8 @@ class Node:
         assert key is not None
         run.link = self.link
         self.schedule.referee.began(run, key, token)
-        self.schedule.at(self.schedule.now + run.call.duration, self.end, run)
+        if run.call.duration < inf:
+            self.schedule.at(self.schedule.now + run.call.duration, self.end, run)
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
