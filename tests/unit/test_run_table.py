@@ -173,6 +173,26 @@ def test_slots_that_runs_of_this_node_hold_are_left_out(desk: Desk) -> None:
     assert desk.last_take().excluded == {KEY}
 
 
+def test_a_slot_that_is_a_debt_keeps_no_run_from_a_free_one(desk: Desk) -> None:
+    desk.want(limit=2)
+    desk.reply(key=KEY, taken=False, holder="other/1")
+    assert not desk.results()
+    take = desk.last_take()
+    assert take.excluded == {KEY}
+    desk.feed(r.Taken({take.tries[0].number: Tried(KEY + 1, True)}))
+    assert desk.results() == ["held"]
+
+
+def test_where_all_slots_are_held_or_owed_a_run_is_told_and_the_debts_are_looked_at_again(desk: Desk) -> None:
+    desk.want(limit=2, wait=60.0)
+    desk.reply(key=KEY, taken=False, holder="other/1")
+    desk.reply(key=KEY + 1, taken=False, holder="other/1")
+    desk.reply(key=None, taken=False)
+    assert not desk.take(r.Take)
+    desk.later(r.POLL_INTERVAL)
+    assert desk.last_take().excluded == frozenset()
+
+
 def test_a_run_that_ends_while_it_is_asked_for_gives_its_key_back(desk: Desk) -> None:
     run = desk.want()
     desk.feed(r.Ended(run))
