@@ -234,6 +234,7 @@ class _Run:
     key: int = 0
     holder: str = ""
     kill_at: float = inf
+    killed: bool = False
     gone: bool = False  # while the answer to its try is under way
 
 
@@ -301,11 +302,11 @@ class RunTable:
     @property
     def idle(self) -> bool:
         """Whether there is nothing that the session is needed for."""
-        return not (self._runs or self._to_free or self._lost_holders)
+        return not (self._runs or self._to_free or self._answer_due or self._lost_holders)
 
     def next_deadline(self, now: float) -> float:
         """When the next `Tick` is due."""
-        due = min((run.kill_at for run in self._running.values() if run.kill_at > now), default=inf)
+        due = min((run.kill_at for run in self._running.values() if not run.killed), default=inf)
         if self._queues:
             due = min(due, *(self._queue_due(queue) for queue in self._queues.values()))
             if self._is_registered and not self._is_open:
@@ -401,7 +402,10 @@ class RunTable:
             del self._on_base[base]
 
     def _tick(self, now: float, effects: list[RunEffect]) -> None:
-        effects += [KillRun(run.id) for run in self._running.values() if run.kill_at <= now]
+        for run in self._running.values():
+            if run.kill_at <= now and not run.killed:
+                run.killed = True
+                effects.append(KillRun(run.id))
         if self._is_registered and self._blocked_until != -inf and now >= self._blocked_until:
             self._blocked_until = -inf
             effects.append(Settle())
