@@ -303,7 +303,7 @@ class RunTable:
     @property
     def idle(self) -> bool:
         """Whether there is nothing that the session is needed for."""
-        return not (self._runs or self._to_free or self._lost_holders)
+        return not (self._runs or self._to_free or self._answer_due or self._lost_holders)
 
     def next_deadline(self) -> float:
         """When the next `Tick` is due."""
