@@ -174,6 +174,8 @@ class Keeper:
         self._desk.close()
         if self._launcher is not None:
             self._launcher.end()
+        if self._session is not None and self._node.connected:
+            self._session.drain(self._timing.heartbeat_timeout)  # the last keys to be given back may be under way
         self._close_session()
 
     def _watch(self, source: Any, then: Any) -> None:

@@ -230,6 +230,7 @@ class _Run:
     came_at: float
     phase: Phase = Phase.WAITING
     tried: bool = False
+    owed: frozenset[int] = frozenset()  # slots that turned out to be debts, while it looks for another one
     busy: str = ""  # who holds the key, as far as we know
     key: int = 0
     holder: str = ""
@@ -302,7 +303,7 @@ class RunTable:
     @property
     def idle(self) -> bool:
         """Whether there is nothing that the session is needed for."""
-        return not (self._runs or self._to_free or self._lost_holders)
+        return not (self._runs or self._to_free or self._answer_due or self._lost_holders)
 
     def next_deadline(self) -> float:
         """When the next `Tick` is due."""
@@ -553,6 +554,7 @@ class RunTable:
         if (tries or self._to_free) and not self._answer_due:
             self._answer_due = bool(tries)
             excluded = frozenset(run.key for run in self._running.values())
+            excluded = excluded.union(*(self._asked[one.number].owed for one in tries))
             of_these = {key for one in tries for key in range(one.base, one.base + one.limit)} if tries else set()
             effects.append(
                 Take(tuple(self._to_free), tuple(tries), excluded & of_these, self._paid(now) if tries else frozenset())
@@ -594,8 +596,13 @@ class RunTable:
                 else:
                     run.phase = Phase.WAITING
                     queue.runs.appendleft(run)
-                queue.try_at = now + POLL_INTERVAL * (1.0 + self._random() / 2)
-                self._found_busy(queue, tried.task_id or "", now, effects)
+                if tried.key is not None and run.want.limit > 1:
+                    run.owed |= {tried.key}
+                    queue.try_at = now  # another slot may be free
+                else:
+                    run.owed = frozenset()
+                    queue.try_at = now + POLL_INTERVAL * (1.0 + self._random() / 2)
+                    self._found_busy(queue, tried.task_id or "", now, effects)
             if base in self._queues and not queue.runs:
                 del self._queues[base]
 

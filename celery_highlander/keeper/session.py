@@ -108,7 +108,7 @@ class LockSession(threading.Thread):
         self.number = number
         self._plan = plan
         self._post = post
-        self._work: queue.SimpleQueue[Effect] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Effect | threading.Event] = queue.SimpleQueue()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -122,6 +122,14 @@ class LockSession(threading.Thread):
         self._work.put(effect)
         with contextlib.suppress(OSError):
             self._wake_out.send(b".")
+
+    def drain(self, timeout: float) -> None:
+        """Wait until everything that was submitted is done, for `timeout` seconds at most."""
+        done = threading.Event()
+        self._work.put(done)
+        with contextlib.suppress(OSError):
+            self._wake_out.send(b".")
+        done.wait(timeout)
 
     def abort(self) -> None:
         """End the session now, also in the middle of a statement that the server does not answer."""
@@ -193,6 +201,9 @@ class LockSession(threading.Thread):
                     effect = self._work.get_nowait()
                 except queue.Empty:
                     break
+                if isinstance(effect, threading.Event):
+                    effect.set()
+                    continue
                 answer = self._do(effect, terms, runs)
                 if answer is not None:
                     self._report(answer)

@@ -165,7 +165,8 @@ where r.namespace = :namespace and r.key <> :mark"""
 
 _WAITING = """
 select name, task, task_id, queue, sent_at, greatest(0, extract(epoch from clock_timestamp() - sent_at))::float8,
-    greatest(0, extract(epoch from expires_at - clock_timestamp()))::float8, missed
+    case when expires_at is not null then greatest(0, extract(epoch from expires_at - clock_timestamp()))::float8 end,
+    missed
 from {prefix}waiting where namespace = :namespace"""
 
 # Not if its session was heard of meanwhile: then it was not dead.

@@ -69,7 +69,7 @@ class Tried:
     Attributes:
         key: of the slot whose lock was got, also where it was given back because of a debt; None if all are held.
         taken: the key is held now.
-        holder: who held the key, as far as its row tells: for certain where there is a debt, else when the statement began.
+        holder: who held the key, as far as its row tells; where there is a debt, it is that one's for certain.
         lease: of that holder.
         task_id: of that holder's run.
         token: the run's fencing token.

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_highlander")
 
-_DOZE = 1000.0
-"""Milliseconds between two looks at the deadline while runs come and go: far less than a new one has, and so rarely that
-a short run wakes nobody."""
+_DOZE = 250.0
+"""Milliseconds between two looks at the deadline while runs come and go: far less than a new one has, and so rarely
+that a short run wakes nobody."""
 
 _SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None  # one that nobody else is likely to use
 

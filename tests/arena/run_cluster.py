@@ -57,7 +57,9 @@ class RunCluster(Cluster):
         conf: Mapping[str, Any] | None = None,
         pool: str | None = None,
     ) -> None:
-        super().__init__(url, broker, directory, {"highlander_processes": {}, **(conf or {})}, pool)
+        super().__init__(
+            url, broker, directory, {"highlander_processes": {}, "highlander_queues": [], **(conf or {})}, pool
+        )
 
     @property
     def app(self) -> Celery:
@@ -135,3 +137,8 @@ class RunCluster(Cluster):
 def seconds_between(earlier: TaskRun, later: TaskRun) -> float:
     """The seconds from the last line of a run to the first one of another."""
     return (later.first - earlier.last) / 1e9
+
+
+def result_of(result: AsyncResult) -> Any:
+    """Wait for the result of a task."""
+    return result.get(timeout=PATIENCE, interval=0.01)

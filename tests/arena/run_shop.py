@@ -140,6 +140,15 @@ for _name, _options in TASKS.items():
     _declare(_name, _options)
 
 
+@singleton_task(name="forks", key="{key}", bind=True)
+def forks(self: Task, key: str, seconds: float, how: str) -> dict[str, Any]:
+    """Forks, so that its connections are open in another process too."""
+    if not os.fork():
+        time.sleep(seconds)
+        os._exit(0)
+    return _work(self, key, seconds, how)
+
+
 @app.task
 def echo(*args: Any, **kwargs: Any) -> list[Any]:
     """An ordinary task, for canvases."""
@@ -240,7 +249,12 @@ def increments_by_retries(counter: str, number: int) -> int:
 
 if os.environ.get("HIGHLANDER_ARENA_WRONG"):
 
-    @singleton_task(name="wrong", unique_on="wat", on_conflict="explode")
+    @singleton_task(name="wrong", on_conflict="explode")
     def wrong(what: int) -> int:
         """Declared in a way that cannot work."""
+        return what
+
+    @singleton_task(name="wrong_key", unique_on="wat")
+    def wrong_key(what: int) -> int:
+        """Declared in another one."""
         return what

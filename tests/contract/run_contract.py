@@ -27,9 +27,7 @@ class Statements(Protocol):
     def settle(self) -> None: ...
     def beat(self) -> None: ...
     def runners(self) -> dict[str, tuple[int, float]]: ...
-    def take(
-        self, tries: Sequence[Try], excluded: Collection[int], paid: Collection[str]
-    ) -> dict[int, Tried]: ...
+    def take(self, tries: Sequence[Try], excluded: Collection[int], paid: Collection[str]) -> dict[int, Tried]: ...
     def free(self, keys: Iterable[int]) -> None: ...
     def mark(self, ended: Mapping[str, Collection[int]]) -> None: ...
 
@@ -37,9 +35,10 @@ class Statements(Protocol):
 class Session(Protocol):
     """A lock session; `lose` returns when the server has ended it."""
 
-    holder: str
-    runs: Statements
-
+    @property
+    def holder(self) -> str: ...
+    @property
+    def runs(self) -> Statements: ...
     def lose(self) -> None: ...
 
 
@@ -108,7 +107,7 @@ class RunContract:
         assert {number: tried.taken for number, tried in found.items()} == {0: True, 1: False, 2: True}
         assert bench.rows() == {KEY: other.holder, KEY + 1: one.holder, KEY + 2: other.holder}
 
-    # -- slots -----------------------------------------------------------------------------------------------------------
+    # -- slots ---------------------------------------------------------------------------------------------------------
 
     def test_as_many_slots_as_the_limit_are_taken_and_no_more(self, bench: Bench) -> None:
         one, other = bench.session(), bench.session("n2")
@@ -138,7 +137,7 @@ class RunContract:
         found = session.runs.take([attempt(number=1), attempt(KEY + 10, limit=2, start=1, number=2)], (), ())
         assert {number: tried.key for number, tried in found.items()} == {1: KEY, 2: KEY + 11}
 
-    # -- debts -----------------------------------------------------------------------------------------------------------
+    # -- debts ---------------------------------------------------------------------------------------------------------
 
     def test_the_key_of_a_dead_session_is_a_debt_and_its_lock_is_given_back(self, bench: Bench) -> None:
         dead, other = bench.session(lease=9.0), bench.session("n2")
@@ -215,7 +214,7 @@ class RunContract:
         bench.session().runs.mark({dead.holder: frozenset()})
         assert bench.rows() == {KEY + 1: other.holder}
 
-    # -- giving back -----------------------------------------------------------------------------------------------------
+    # -- giving back ---------------------------------------------------------------------------------------------------
 
     def test_a_key_whose_row_was_removed_by_hand_is_given_back(self, bench: Bench) -> None:
         session = bench.session()
@@ -228,7 +227,7 @@ class RunContract:
         with pytest.raises(LockSessionError):
             bench.session().runs.free([KEY])
 
-    # -- sessions --------------------------------------------------------------------------------------------------------
+    # -- sessions ------------------------------------------------------------------------------------------------------
 
     def test_heartbeats_are_counted_and_everybody_sees_them(self, bench: Bench) -> None:
         one, other = bench.session(lease=9.0), bench.session("n2")
@@ -255,7 +254,7 @@ class RunContract:
     def test_new_tables_are_settled(self, bench: Bench) -> None:
         assert bench.session().runs.register(identity()).settled
 
-    # -- tokens ----------------------------------------------------------------------------------------------------------
+    # -- tokens --------------------------------------------------------------------------------------------------------
 
     def test_tokens_rise_over_runs_and_sessions(self, bench: Bench) -> None:
         tokens = []

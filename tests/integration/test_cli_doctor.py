@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 
+from celery_highlander import SingletonTask
 from celery_highlander.store import migrations
 from tests.arena.requirements import require
 from tests.arena.servers import Database, PgBouncer, Postgres, free_port
@@ -115,11 +116,42 @@ def test_missing_tables_are_an_error_for_a_role_that_may_not_create_them(postgre
 def test_missing_rights_are_an_error_that_the_printed_sql_cures(postgres: Database, clerk: str) -> None:
     invoke(["migrate"], {"highlander_url": postgres.url(password=PASSWORD)})
     postgres.execute("grant select on highlander_migration to clerk")
-    checks = doctor(postgres.url(user=clerk, password=PASSWORD))
-    assert levels(checks) == {"rights": "error"}
+    url = postgres.url(user=clerk, password=PASSWORD)
+    checks = doctor(url)
+    unused = {"rights of the beat": "warning", "rights of singleton tasks": "warning"}
+    assert levels(checks) == {"rights": "error", **unused}
     assert "select on highlander_singleton" in checks["rights"]["message"]
-    postgres.execute(checks["rights"]["cure"])
-    assert levels(doctor(postgres.url(user=clerk, password=PASSWORD))) == {}
+    postgres.execute("grant select, insert, update on highlander_singleton, highlander_term to clerk")
+    checks = doctor(url)
+    assert levels(checks) == unused
+    assert "select on highlander_entry" in checks["rights of the beat"]["message"]
+    assert "delete on highlander_waiting" in checks["rights of singleton tasks"]["message"]
+    postgres.execute(checks["rights of the beat"]["cure"])
+    assert levels(doctor(url)) == {}
+
+
+def test_missing_rights_of_a_part_that_is_in_use_are_an_error(postgres: Database, clerk: str) -> None:
+    invoke(["migrate"], {"highlander_url": postgres.url(password=PASSWORD)})
+    postgres.execute("grant select on highlander_migration to clerk")
+    postgres.execute("grant select, insert, update on highlander_singleton, highlander_term to clerk")
+    url = postgres.url(user=clerk, password=PASSWORD)
+    beat, runs = "rights of the beat", "rights of singleton tasks"
+    assert levels(doctor(url, highlander_beat=True)) == {beat: "error", runs: "warning"}
+    assert levels(doctor(url, beat_scheduler="highlander")) == {beat: "error", runs: "warning"}
+    books_of_its_own = {"highlander_beat": True, "highlander_beat_scheduler": "celery.beat:PersistentScheduler"}
+    assert levels(doctor(url, **books_of_its_own)) == {beat: "warning", runs: "warning"}
+
+    app = Celery("shop", set_as_current=False)
+
+    def nothing() -> None: ...
+
+    app.task(name="shop.nothing", base=SingletonTask, acks_late=True, shared=False)(nothing)
+    checks = doctor(url, app)
+    assert levels(checks) == {beat: "warning", runs: "error"}
+    postgres.execute(checks[runs]["cure"])
+    checks = doctor(url, app)
+    assert levels(checks) == {}
+    assert "may read and write" in checks[runs]["message"]
 
 
 def test_few_free_connections_are_a_warning() -> None:
@@ -212,15 +244,16 @@ def test_migrating_a_hot_standby_or_nothing_is_a_clear_error(postgres: Database)
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["status", "doctor", "migrate"])
+@pytest.mark.parametrize("command", ["status", "doctor", "migrate", "free", "sweep"])
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     done = invoke([command, "--help"], {})
     assert f"Example: celery -A proj highlander {command}" in done.stdout
     assert "--json" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("command", ["status", "doctor", "migrate"])
-def test_a_module_that_cannot_be_imported_is_a_clear_error(postgres: Database, command: str) -> None:
-    done = invoke([command], {"highlander_url": postgres.url(password=PASSWORD), "imports": ["no_such_module"]})
+@pytest.mark.parametrize("command", [["status"], ["doctor"], ["migrate"], ["free", "key"], ["sweep"]])
+def test_a_module_that_cannot_be_imported_is_a_clear_error(postgres: Database, command: list[str]) -> None:
+    done = invoke(command, {"highlander_url": postgres.url(password=PASSWORD), "imports": ["no_such_module"]})
     assert done.exit_code == 78
     assert "No module named 'no_such_module'" in done.stderr

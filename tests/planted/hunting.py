@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.planted.bugs import BUGS
 from tests.planted.patching import planted
 from tests.planted.run_bugs import RUN_BUGS
-from tests.simulator.batch import Failure
+
+if TYPE_CHECKING:
+    from tests.simulator.batch import Failure
 
 ALL_BUGS = BUGS + RUN_BUGS
 

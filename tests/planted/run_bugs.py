@@ -94,7 +94,7 @@ def _clock_rates_ignored(soil: Soil) -> None:
     soil.attribute(r, "wait_for", lambda duration: duration)
 
 
-# -- the lease -----------------------------------------------------------------------------------------------------------
+# -- the lease ---------------------------------------------------------------------------------------------------------
 
 
 def _lease_from_the_answer(soil: Soil) -> None:
@@ -137,7 +137,7 @@ def _killed_at_the_end_of_the_lease(soil: Soil) -> None:
     soil.attribute(r.RunTable, "kill_deadline", property(lambda self: self._lease_deadline))
 
 
-# -- tables that lost their rows -----------------------------------------------------------------------------------------
+# -- tables that lost their rows ---------------------------------------------------------------------------------------
 
 
 def _settled_mark_ignored(soil: Soil) -> None:
@@ -157,7 +157,7 @@ def _own_lease_waited_for(soil: Soil) -> None:
     soil.attribute(r.RunTable, "_registered", registered)
 
 
-# -- keys of this node ---------------------------------------------------------------------------------------------------
+# -- keys of this node -------------------------------------------------------------------------------------------------
 
 
 def _own_keys_tried_again(soil: Soil) -> None:
@@ -175,7 +175,7 @@ def _own_slots_not_left_out(soil: Soil) -> None:
 def _run_that_ended_meanwhile_is_begun(soil: Soil) -> None:
     def end(self: Any, run_id: r.RunId, now: float, effects: list[r.RunEffect]) -> list[int]:
         run = self._runs.get(run_id)
-        return [] if run is not None and run.phase is r.Phase.ASKED else original(self, run_id, now, effects)  # type: ignore[no-any-return]  # a list
+        return [] if run is not None and run.phase is r.Phase.ASKED else original(self, run_id, now, effects)
 
     original = r.RunTable._end
     soil.attribute(r.RunTable, "_end", end)

@@ -100,9 +100,7 @@ def run_batches(batches: list[Batch], pool: ProcessPoolExecutor) -> Iterator[tup
         yield running[future], future.result()
 
 
-def split(
-    first: int, total: int, size: int, profile: str | None = None, judge: Judge | None = None
-) -> list[Batch]:
+def split(first: int, total: int, size: int, profile: str | None = None, judge: Judge | None = None) -> list[Batch]:
     """Cut `total` schedules into batches of at most `size`."""
     starts = range(first, first + total, size)
     return [Batch(start, min(size, first + total - start), profile, judge) for start in starts]

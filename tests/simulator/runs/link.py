@@ -50,7 +50,7 @@ class Link:
         """Until when runs may go on that relied on this session, by the node's clock."""
         return self.confirmed_at + self.node.timing.lease
 
-    # -- the network -----------------------------------------------------------------------------------------------------
+    # -- the network ---------------------------------------------------------------------------------------------------
 
     def _latency(self) -> float:
         random = self.schedule.random.random
@@ -89,7 +89,7 @@ class Link:
         if direction != "up":
             self._down_blocked = max(self._down_blocked, until)
 
-    # -- its beginning and end ---------------------------------------------------------------------------------------------
+    # -- its beginning and end -----------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         if not self.schedule.server_up:
@@ -147,7 +147,7 @@ class Link:
         else:
             self.schedule.at(end, self._watch_idle)
 
-    # -- heartbeats --------------------------------------------------------------------------------------------------------
+    # -- heartbeats ----------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
         node = self.node
@@ -163,7 +163,7 @@ class Link:
         if not self.closed and self._under_way is beat:
             self.lose("a heartbeat was not answered")
 
-    # -- statements --------------------------------------------------------------------------------------------------------
+    # -- statements ----------------------------------------------------------------------------------------------------
 
     _under_way: Beat | None = None
 

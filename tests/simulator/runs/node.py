@@ -70,7 +70,7 @@ class Node:
         self._backlog: list[tuple[Callable[..., None], tuple[object, ...]]] = []
         self.boot(0)
 
-    # -- time --------------------------------------------------------------------------------------------------------------
+    # -- time ----------------------------------------------------------------------------------------------------------
 
     def clock(self) -> float:
         return self.machine.offset + self.machine.rate * self.schedule.now
@@ -79,7 +79,7 @@ class Node:
         """Return the virtual time at which this node's clock shows `clock`."""
         return max(self.schedule.now, (clock - self.machine.offset) / self.machine.rate)
 
-    # -- life --------------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     def boot(self, incarnation: int) -> None:
         if self.up or incarnation != self.incarnation:
@@ -146,7 +146,7 @@ class Node:
         if then is not None:
             self.schedule.at(self.schedule.now + self.schedule.random.random() * 0.02, then)
 
-    # -- the table ---------------------------------------------------------------------------------------------------------
+    # -- the table -----------------------------------------------------------------------------------------------------
 
     def feed(self, incarnation: int, event: r.RunEvent) -> None:
         """Hand the keeper what comes from a process."""
@@ -164,9 +164,9 @@ class Node:
             if self.schedule.tracing:
                 self.schedule.note("node {} -> {}", self.number, effect)
             self._perform(effect)
-        self._arm(clock)
+        self._arm()
 
-    def _arm(self, clock: float) -> None:
+    def _arm(self) -> None:
         due = self.table.next_deadline()
         if due < inf:
             at = self.when(due) + self.schedule.random.random() * LATE
@@ -182,7 +182,7 @@ class Node:
             return
         clock = max(self.clock(), self._last_clock)
         if self.table.next_deadline() > clock + 1e-9:
-            self._arm(clock)
+            self._arm()
             return
         self._last_clock = clock = clock + 1e-6
         self.deliver(r.Tick())
@@ -219,9 +219,10 @@ class Node:
         assert key is not None
         run.link = self.link
         self.schedule.referee.began(run, key, token)
-        self.schedule.at(self.schedule.now + run.call.duration, self.end, run)
+        if run.call.duration < inf:
+            self.schedule.at(self.schedule.now + run.call.duration, self.end, run)
 
-    # -- processes ---------------------------------------------------------------------------------------------------------
+    # -- processes -----------------------------------------------------------------------------------------------------
 
     def call(self, call: Call, limit: int) -> Run | None:
         """A process asks for a key."""

@@ -42,6 +42,7 @@ class Profile:
         long_runs: how many of the runs last until they are stopped.
         patient: how many of the calls wait for longer than a lease, whatever comes.
         ends: how long after the last fault calls still come, in leases.
+        early: in which share of that time all calls come.
     """
 
     weights: tuple[tuple[str, int], ...]
@@ -57,6 +58,7 @@ class Profile:
     long_runs: float = 0.4
     patient: float = 0.0
     ends: tuple[float, ...] = (0.1, 1.0, 1.5)
+    early: float = 1.0
 
 
 _EVERYTHING = (
@@ -91,6 +93,7 @@ PROFILES: dict[str, Profile] = {
         long_runs=0.8,
         patient=0.7,
         ends=(1.5,),
+        early=0.05,
     ),
     "stalls": Profile((("terminate", 3), ("keeper-dies", 1)), faults=(2, 4), stalls=0.5, long_runs=0.2),
     "slots": Profile((("terminate", 4), ("cut", 2), ("pause", 1), ("keeper-dies", 1)), limits=(2, 3)),
@@ -199,7 +202,7 @@ def _calls(
         lasts = lease * 100 if random.random() < profile.long_runs else lease * random.random() ** 3
         calls.append(
             Call(
-                at=end * random.random(),
+                at=profile.early * end * random.random(),
                 node=random.randrange(nodes),
                 base=random.choice(bases),
                 wait=3 * lease if random.random() < profile.patient else random.choice((0.0, 0.5, lease, 3 * lease)),

@@ -123,5 +123,3 @@ class RunReferee(Referee):
         rows = [key for key in database.rows if key >= 0]
         if rows:
             self.violated(f"keys are taken without a run: {[(key, database.rows[key].holder) for key in rows]}")
-
-

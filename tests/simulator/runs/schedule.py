@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tests.simulator.runs.plan import Fault, Plan
     from tests.simulator.runs.referee import RunReferee
 
+SETTLE_STEP = 0.25
+"""Virtual seconds between two looks at whether everything has ended."""
+
 
 class Schedule:
     """Nodes and one server."""
@@ -37,7 +40,7 @@ class Schedule:
         self._ties = count()
         self._busy_until = 0.0
         self._over = False
-        self._probes: list[tuple[Node, Run | None]] = []
+        self._probes: list[Run | None] = []
         self.longest = max(machine.timing.lease for machine in plan.machines)
         self.nodes = [Node(self, number, machine) for number, machine in enumerate(plan.machines)]
         for fault in plan.faults:
@@ -67,14 +70,14 @@ class Schedule:
                 self.now = self.referee.now = when
             action(*args)
 
-    # -- calls -------------------------------------------------------------------------------------------------------------
+    # -- calls ---------------------------------------------------------------------------------------------------------
 
     def _call(self, call: Call) -> None:
         run = self.nodes[call.node].call(call, self.plan.limits[call.base])
         if run is not None and self.random.random() < 0.1:  # its process dies, or wants nothing any more
             self.at(self.now + self.random.random() * self.longest, self.nodes[call.node].end, run)
 
-    # -- the end -----------------------------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def _quieten(self) -> None:
         if self.now < self._busy_until:
@@ -87,10 +90,9 @@ class Schedule:
             node.renewed_then = None
             node.resume()
             node.boot(node.incarnation)
-        patience = 3 * self.longest + 4.0
         waits = max((call.wait for call in self.plan.calls), default=0.0)
         self.at(self.now + self.random.choice((0.1, 1.0)) * self.longest, self._finish)
-        self.at(self.now + patience + waits, self._probe)
+        self._settle(self.now + 3 * self.longest + 4.0 + waits)
 
     def _finish(self) -> None:
         """What runs ends, and so does what begins from now on."""
@@ -101,33 +103,51 @@ class Schedule:
                 self.at(self.now + self.random.random(), run.node.end, run)
         self.at(self.now + 0.5, self._finish)
 
+    def _settle(self, deadline: float) -> None:
+        """Every run is answered, and ends."""
+        left = [run for node in self.nodes for run in node.runs.values()]
+        if not left:
+            self._probe()
+        elif self.now > deadline:
+            self.referee.violated(f"{left[0]} has no end, long after the last fault ({left[0].answer or 'no answer'})")
+        else:
+            self.at(self.now + SETTLE_STEP, self._settle, deadline)
+
     def _probe(self) -> None:
-        """Every run was answered, and each key can be had, as often as its limit says."""
-        for node in self.nodes:
-            for run in node.runs.values():
-                if not run.answer:
-                    self.referee.violated(f"{run} was never answered")
-        wait = self.longest * 1.01 + 3.0  # a debt that nobody has seen yet has to be waited for
+        """Each key can be had, as often as its limit says."""
+        # A session that nobody hears of lasts for a lease; then a debt that nobody has seen yet has to be waited for.
+        wait = 2.01 * self.longest + 4.0
         for base, limit in self.plan.limits.items():
             for slot in range(limit):
                 node = self.nodes[(base // 10_000 + slot) % len(self.nodes)]
-                call = Call(self.now, 0, base, wait, 1000.0, False, True, "quick")
-                self._probes.append((node, node.call(call, limit)))
-        self.at(self.now + wait + 3.0, self._judge)
+                call = Call(self.now, node.number, base, wait, inf, False, True, "quick")
+                self._probes.append(node.call(call, limit))
+        self._judge(self.now + wait)
 
-    def _judge(self) -> None:
-        for node, run in self._probes:
-            if run is None or run.answer != "held" or run.over:
-                self.referee.violated(f"a free key was not given to node {node.number}: {run and run.answer!r}")
-            else:
-                node.end(run)
+    def _judge(self, deadline: float) -> None:
+        for number, run in enumerate(self._probes):
+            assert run is not None
+            if (
+                run.answer == "unavailable" and self.now < deadline
+            ):  # its node has no session yet, or a table that waits
+                self._probes[number] = run.node.call(run.call, run.limit)
+            elif run.answer in ("busy", "unavailable") or run.over or self.now > deadline + self.longest:
+                self.referee.violated(
+                    f"a free key was not given to node {run.node.number}: {run.answer or 'no answer'}"
+                )
+        if not all(run is not None and run.answer == "held" for run in self._probes):
+            self.at(self.now + SETTLE_STEP, self._judge, deadline)
+            return
+        for run in self._probes:
+            assert run is not None
+            run.node.end(run)
         self.at(self.now + 2.0, self._close)
 
     def _close(self) -> None:
         self.referee.check_end(self.database)
         self._over = True
 
-    # -- faults ------------------------------------------------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------------------------------
 
     def _strike(self, fault: Fault) -> None:
         acting = [run.node for runs in self.referee.acting.values() for run in runs]

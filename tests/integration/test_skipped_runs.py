@@ -1,0 +1,129 @@
+"""What applications and monitors hear of a skipped run: the signal `run_skipped`, and the event of that name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery.utils.saferepr import saferepr
+
+from celery_highlander.tasks.events import SKIPPED_EVENT, key_in
+from celery_highlander.tasks.singleton import SKIPPED
+from tests.arena.waiting import wait_until
+from tests.integration.test_cli_keys import LIMIT, KeyedCluster, cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celery import Celery
+
+__all__ = ["cluster"]
+pytestmark = [pytest.mark.postgres, pytest.mark.redis]
+KEY = 'hold(account="one")'
+
+
+class Monitor:
+    """Receives the events of a cluster, as `celery events` does."""
+
+    def __init__(self, app: Celery) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._app = app
+        self._stopped = False
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def _run(self) -> None:
+        with self._app.connection_for_read() as connection:
+            receiver = self._app.events.Receiver(connection, handlers={"*": self.events.append})
+            with receiver.consumer_context(wakeup=False) as (own, _, _):
+                self._ready.set()
+                while not self._stopped:
+                    with contextlib.suppress(TimeoutError):
+                        own.drain_events(timeout=0.2)
+
+    def close(self) -> None:
+        self._stopped = True
+        self._thread.join(LIMIT)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in list(self.events) if event["type"] == kind]
+
+    def has(self, kind: str, task_id: str) -> bool:
+        return any(event["uuid"] == task_id for event in self.of(kind))
+
+
+@pytest.fixture
+def monitor(cluster: KeyedCluster) -> Iterator[Monitor]:  # the fixture of that name
+    found = Monitor(cluster.app)
+    yield found
+    found.close()
+
+
+def skip(cluster: KeyedCluster, task_id: str) -> None:
+    """Have a run skipped, whose key is held."""
+    cluster.post("hold", "one", 0.0, task_id=task_id)
+    result = cluster.app.AsyncResult(task_id)
+    wait_until(lambda: result.state == "SUCCESS", LIMIT, f"{task_id} to be over")
+    assert result.result == {"highlander_skipped": KEY}
+
+
+def hold(cluster: KeyedCluster) -> None:
+    cluster.post("hold", "one", 600, task_id="first")
+    wait_until(lambda: cluster.held() == {"first": "held"}, LIMIT, "it to run")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_skipped_run_sends_its_signal_and_its_event(
+    cluster: KeyedCluster,
+    monitor: Monitor,
+    pool: str,
+) -> None:
+    cluster.pool = pool
+    worker = cluster.start("-E", concurrency=2)
+    hold(cluster)
+    skip(cluster, "second")
+    wait_until(lambda: monitor.of(SKIPPED_EVENT), LIMIT, "the event")
+    cluster.post("hold", "two", 0.0, task_id="third")
+    wait_until(lambda: monitor.has("task-succeeded", "third"), LIMIT, "the event of a run that was not skipped")
+    (event,) = monitor.of(SKIPPED_EVENT)
+    assert (event["uuid"], event["key"], event["task"]) == ("second", KEY, "hold")
+    assert event["hostname"] == f"{worker.name}@arena"
+    assert monitor.has("task-succeeded", "second")
+    (noted,) = (cluster.journals / "skipped").read_text().splitlines()
+    task, task_id, key, pid = json.loads(noted)
+    assert (task, task_id, key) == ("hold", "second", KEY)
+    assert (pid in worker.children) if pool == "prefork" else (pid == worker.pid)
+
+
+def test_the_event_is_sent_as_long_as_task_events_are_enabled(
+    cluster: KeyedCluster,
+    monitor: Monitor,
+) -> None:
+    cluster.start(concurrency=2)
+    hold(cluster)
+    control = cluster.app.control
+    skip(cluster, "unheard")
+    wait_until(lambda: control.broadcast("enable_events", reply=True), LIMIT, "events to be enabled")
+    skip(cluster, "heard")
+    wait_until(lambda: monitor.has(SKIPPED_EVENT, "heard"), LIMIT, "the event")
+    wait_until(lambda: control.broadcast("disable_events", reply=True), LIMIT, "events to be disabled")
+    skip(cluster, "unheard too")
+    wait_until(lambda: control.broadcast("enable_events", reply=True), LIMIT, "events to be enabled")
+    skip(cluster, "heard again")
+    wait_until(lambda: monitor.has(SKIPPED_EVENT, "heard again"), LIMIT, "the event")
+    assert [event["uuid"] for event in monitor.of(SKIPPED_EVENT)] == ["heard", "heard again"]
+
+
+@pytest.mark.parametrize("key", ["plain", "it's", "a\\b", "a\\'b", "two\nlines", '{"a": 1}', "", "ünï"])
+def test_the_key_is_found_in_the_text_of_a_result(key: str) -> None:
+    assert key_in(saferepr({SKIPPED: key}, maxlen=1024)) == key
+
+
+@pytest.mark.parametrize("result", [None, 3, {"a": "b"}, {SKIPPED: 3}, [SKIPPED], SKIPPED])
+def test_no_key_is_found_in_any_other_result(result: object) -> None:
+    assert key_in(saferepr(result, maxlen=1024)) is None
