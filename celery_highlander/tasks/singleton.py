@@ -297,6 +297,10 @@ class SingletonTask(Task):
 
     def _conflict(self, key: str, conflict: SingletonConflictError) -> Any:
         on_conflict = self._options.on_conflict
+        if conflict.task_id == self.request.id and not self.request.is_eager:
+            # The broker has delivered it twice, and the first delivery runs: state, and what follows in a canvas, are
+            # that run's. Should that run die, this delivery is the one that is left.
+            self._again(str(conflict), self._delay(), told=False)
         if callable(on_conflict):
             return on_conflict(self, conflict)
         if on_conflict == "skip":
@@ -306,12 +310,17 @@ class SingletonTask(Task):
         if on_conflict == "raise":
             raise conflict
         if on_conflict == "requeue":
-            self._again(str(conflict), None)
+            self._again(str(conflict), None, told=False)
         self._again(str(conflict), self._delay())
         return None
 
-    def _again(self, reason: str, delay: float | None) -> None:
+    def _again(self, reason: str, delay: float | None, *, told: bool = True) -> None:
         """Send the message again, as it was, and end this run; it does not count as one of the task's retries.
+
+        Args:
+            reason: why.
+            delay: seconds from now.
+            told: whether the task's state says so.
 
         Raises:
             Retry: to be run again later.
@@ -321,7 +330,7 @@ class SingletonTask(Task):
             raise SingletonConflictError(reason)
         message = self.signature_from_request(self.request, countdown=delay)
         message.apply_async()
-        if delay is None:
+        if not told:
             logger.info("%s[%s] goes back to its queue: %s", self.name, self.request.id, reason)
             raise Ignore(reason)
         raise Retry(reason, when=delay, sig=message)

@@ -35,13 +35,13 @@ class CarelessTask(SingletonTask):
         """Do nothing."""
 
 
-ALL: dict[str, Any] = {"scope": "both", "unique_on": ["key", "value"]}
+ALL: dict[str, Any] = {"scope": "both", "unique_on": ["key", "value"], "retry_delay": 0.2}
 TASKS: dict[str, dict[str, Any]] = {
     "both": ALL,
     "both_late": {**ALL, "acks_late": True, "reject_on_worker_lost": True},
     "both_careless": {**ALL, "base": CarelessTask},
     "refuses": {**ALL, "on_conflict": "raise"},
-    "waits_in_line": {**ALL, "on_conflict": "retry", "retry_delay": 0.2},
+    "waits_in_line": {**ALL, "on_conflict": "retry"},
     "queue": {"scope": "queue", "unique_on": "key", "retry_delay": 0.2},
     "retried": {**ALL, "autoretry_for": (LookupError,), "retry_backoff": False, "default_retry_delay": 0.1},
 }

@@ -34,9 +34,7 @@ class Pages(RunCluster):
 
 
 @pytest.fixture(scope="module")
-def worker(
-    postgres_server: Postgres, redis_server: Redis, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pages]:
+def worker(postgres_server: Postgres, redis_server: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     database = postgres_server.create_database("pages")
     urls = {"broker_url": redis_server.url(), "result_backend": redis_server.url(db=1)}
     with Pages(database.url(), urls, tmp_path_factory.mktemp("pages")) as made:
@@ -80,13 +78,19 @@ def test_what_comes_in_does_what_the_page_says(module: str, worker: Pages) -> No
 
 
 def _tests() -> Iterator[str]:
-    for path in (ROOT / "tests").rglob("test_*.py"):
+    for path in (ROOT / "tests").rglob("*.py"):
         yield path.stem
-        yield from re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+        yield from re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)
+
+
+def _named(page: str) -> set[str]:
+    text = (ROOT / page).read_text()
+    if page.endswith("-peers.md"):  # in whose first column stand the tests of others
+        text = "\n".join(line.split(" | ")[-1] for line in text.splitlines())
+    return {*re.findall(r"\btest_\w+", text)}
 
 
 def test_every_test_that_a_page_names_is_there() -> None:
-    known = {*_tests()}
-    named = {(page, name) for page in PAGES for name in re.findall(r"\btest_\w+", (ROOT / page).read_text())}
-    assert named
-    assert sorted(name for name in named if name[1] not in known) == []
+    named = {page: _named(page) for page in PAGES}
+    assert len(named["docs/explanation/singleton-tasks-peers.md"]) > 30
+    assert {name for names in named.values() for name in names} - {*_tests()} == set()

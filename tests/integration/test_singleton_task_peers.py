@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from celery_highlander import skipped_key
 from celery_highlander.errors import SingletonConflictError
 from celery_highlander.tasks import waiting
+from celery_highlander.tasks.sweep import sweep
 from tests.arena.cluster import ROOT
 from tests.arena.processes import free_port
 from tests.arena.run_cluster import PATIENCE, RunCluster
@@ -51,7 +52,7 @@ class WaitingCluster(RunCluster):
 
     def holders(self, key: str) -> list[str]:
         """The ids of the tasks that hold the key, by the database."""
-        rows = self.query("select task_id from highlander_run where name like %s and key >= 0 or key < -1", f"%{key}%")
+        rows = self.query("select task_id from highlander_run where name like %s", f"%{key}%")
         return [task_id for (task_id,) in rows]
 
     def waiting(self, key: str) -> list[str]:
@@ -249,6 +250,17 @@ def test_the_tasks_of_a_node_share_one_session(shop: WaitingCluster, key: str) -
         shop.release(one)
 
 
+@pytest.mark.parametrize("task", ["both", pytest.param("refuses", marks=pytest.mark.slow)])
+def test_a_message_that_is_delivered_twice_runs_once_at_a_time(shop: WaitingCluster, key: str, task: str) -> None:
+    run = shop.hold(task, key)
+    shop.call(task, key, "hold", task_id=run.id)
+    wait_until(lambda: f"{task}[{run.id}] goes back" in shop.workers[0].log, PATIENCE, "the second delivery to be seen")
+    assert run.state == "PENDING"
+    assert shop.holders(key) == [run.id]
+    shop.release(key)
+    assert got(run)["task_id"] == run.id
+
+
 # -- ends that no handler of a task hears of ---------------------------------------------------------------------------
 
 
@@ -279,6 +291,19 @@ def test_a_run_that_is_terminated_frees_its_key(shop: WaitingCluster, key: str) 
 def test_a_run_whose_process_dies_frees_its_key(shop: WaitingCluster, key: str) -> None:
     shop.delay("both", key, "die")
     wait_until(lambda: shop.waiting(key) == shop.holders(key) == [], PATIENCE, "its key to be free")
+    assert got(shop.delay("both", key))["retries"] == 0
+
+
+@pytest.mark.slow
+def test_a_message_that_is_gone_is_found_by_two_sweeps(shop: WaitingCluster, key: str) -> None:
+    lost = shop.caller.tasks["both"].apply_async((key,), queue="purged")
+    assert shop.delay("both", key).id == lost.id
+    assert sweep(shop.caller, 0.0) == []
+    with shop.caller.connection_for_write() as connection:
+        assert connection.default_channel.queue_purge("purged") == 1
+    assert shop.waiting(key) == [lost.id]
+    gone = [row.task_id for _ in range(2) for row in sweep(shop.caller, 0.0)]
+    assert gone == [lost.id]
     assert got(shop.delay("both", key))["retries"] == 0
 
 
