@@ -304,7 +304,7 @@ class RunTable:
         """Whether there is nothing that the session is needed for."""
         return not (self._runs or self._to_free or self._answer_due or self._lost_holders)
 
-    def next_deadline(self, now: float) -> float:
+    def next_deadline(self, now: float) -> float:  # noqa: ARG002  # asked as the node is
         """When the next `Tick` is due."""
         due = min((run.kill_at for run in self._running.values() if not run.killed), default=inf)
         if self._queues:

@@ -130,10 +130,12 @@ class RunClient:
                 raise DatabaseUnavailableError("the keeper died.")
             yield answer["key"], answer["token"]
         finally:
-            if run.interrupt is not None:
-                run.interrupt.close()
-            self._watch.leave(run)
-            self._give_back(connection, number)
+            try:
+                if run.interrupt is not None:
+                    run.interrupt.close()
+            finally:  # should it have come at the last moment: a run that is not known to have ended is killed
+                self._watch.leave(run)
+                self._give_back(connection, number)
 
     def _take(self, number: int, request: Request) -> tuple[_Connection, dict[str, Any]]:
         connection = None
