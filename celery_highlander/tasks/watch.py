@@ -230,12 +230,14 @@ class _SignalInterrupt:
             signal.pthread_kill(self._thread, _SIGNAL)  # type: ignore[arg-type]  # it is there: this class is used
 
     def close(self) -> None:
-        _SignalInterrupt._active.remove(self._run)
+        with contextlib.suppress(ValueError):  # it was raised
+            _SignalInterrupt._active.remove(self._run)
 
     @staticmethod
     def _handle(_number: int, _frame: FrameType | None) -> None:
-        for run in _SignalInterrupt._active:
+        for run in list(_SignalInterrupt._active):
             if run.lost and not run.over:
+                _SignalInterrupt._active.remove(run)
                 raise run.error
 
 
