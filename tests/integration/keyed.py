@@ -55,8 +55,8 @@ class KeyedCluster(Cluster):
 
     app_path = "tests.arena.keyed_shop"
 
-    def post(self, task: str, *args: Any, task_id: str) -> None:
-        self.app.send_task(task, args=args, task_id=task_id)
+    def post(self, task: str, *args: Any, task_id: str, queue: str = "celery") -> None:
+        self.app.send_task(task, args=args, task_id=task_id, queue=queue)
 
     def held(self) -> dict[str, str]:
         return states(self.url)

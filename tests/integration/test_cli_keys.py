@@ -49,6 +49,20 @@ def test_a_run_is_killed_and_the_next_one_gets_its_key(keyed: KeyedCluster) -> N
     assert (done.returncode, done.stdout) == (0, 'Freed hold(account="two"): the run of other is gone.\n')
 
 
+@pytest.mark.parametrize("queue", ["celery", "highlander"])
+def test_the_message_of_a_run_that_was_killed_does_not_come_back(keyed: KeyedCluster, queue: str) -> None:
+    keyed.start()
+    keyed.post("hold_late", "one", 600, task_id="first", queue=queue)
+    wait_until(lambda: keyed.held() == {"first": "held"}, LIMIT, "it to run")
+    assert keyed.free("first").returncode == 0
+    keyed.post("hold_late", "one", 0.0, task_id="second", queue=queue)  # behind a message that were given back
+    result = keyed.app.AsyncResult("second")
+    wait_until(lambda: result.state == "SUCCESS", LIMIT, "the next run")
+    assert result.result == "one"
+    assert keyed.app.AsyncResult("first").state == "REVOKED"
+    assert keyed.held() == {}
+
+
 def test_a_run_that_its_pool_cannot_kill_keeps_its_key_and_its_worker_is_named(
     keyed: KeyedCluster,
 ) -> None:
