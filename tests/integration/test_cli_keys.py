@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +83,8 @@ def test_the_key_of_a_dead_session_is_freed_when_its_lease_is_over_and_not_befor
     worker = keyed.start()
     keyed.post("hold", "one", 600, task_id="first")
     wait_until(lambda: keyed.held() == {"first": "held"}, LIMIT, "it to run")
+    worker.send(signal.SIGSTOP)  # so that nobody says that the run has ended: no keeper, old or new
+    os.kill(worker.keeper, signal.SIGKILL)
     worker.close()
     wait_until(lambda: keyed.held() == {"first": "owed"}, LIMIT, "its session to be dead")
     done = keyed.free("first", "--timeout", "1")
