@@ -94,9 +94,19 @@ class StaleTermError(HighlanderError):
 
 
 class SingletonConflictError(HighlanderError):
-    """A run of a singleton task did not begin: as many as may run at once hold its key."""
+    """A run of a singleton task did not begin: as many as may run at once hold its key; or a message was not sent.
+
+    Attributes:
+        key: the text of the key.
+        task_id: of a run that holds it, or of the message that waits; empty where that is not known.
+    """
 
     code = "singleton_conflict"
+
+    def __init__(self, message: str, hint: str = "", *, key: str = "", task_id: str = "") -> None:
+        self.key = key
+        self.task_id = task_id
+        super().__init__(message, hint)
 
 
 class SingletonRunLostError(HighlanderError):

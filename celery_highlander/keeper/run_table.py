@@ -543,7 +543,8 @@ class RunTable:
             run = queue.runs[0]
             if self._on_base.get(base, 0) >= run.want.limit:
                 queue.try_at = inf  # until one of them ends
-                self._found_busy(queue, "", now, effects)
+                ours = next((one.want.task_id for one in self._running.values() if one.want.base == base), "")
+                self._found_busy(queue, ours, now, effects)
                 continue
             queue.asked = True
             queue.runs.popleft()

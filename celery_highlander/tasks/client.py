@@ -149,7 +149,7 @@ class RunClient:
         reason = answer["reason"]
         if answer["result"] == "busy":
             by = f", by task {reason}" if reason else ""
-            raise SingletonConflictError(f"{request.name} is held{by}.")
+            raise SingletonConflictError(f"{request.name} is held{by}.", key=request.name, task_id=reason)
         if answer["result"] == "refused":
             raise SchemaError(reason)
         raise DatabaseUnavailableError(f"{request.name} cannot be locked: {reason}.")

@@ -152,6 +152,8 @@ class SingletonTask(Task):
     ) -> AsyncResult[Any]:
         """Send the task; where one message at most may wait, return the result of the one that waits already.
 
+        A message that has a place in a chain, group or chord, or links, is sent all the same: others wait for it.
+
         Raises:
             ConfigurationError: the options of the task cannot work.
             SingletonKeyError: the arguments do not fit the task.
@@ -164,9 +166,11 @@ class SingletonTask(Task):
             return super().apply_async(args, kwargs, task_id=task_id, **options)
         task_id = task_id or uuid()
         found = self._claim(args or (), kwargs or {}, task_id, options)
-        if found is not None:
+        if found is not None and not _has_a_place(options):
             if self._options.on_conflict == "raise":
-                raise SingletonConflictError(f"{found.name} waits already: task {found.task_id}.")
+                raise SingletonConflictError(
+                    f"{found.name} waits already: task {found.task_id}.", key=found.name, task_id=found.task_id
+                )
             logger.debug("%s waits already: task %s", found.name, found.task_id)
             return self.AsyncResult(found.task_id)
         try:
@@ -293,6 +297,10 @@ class SingletonTask(Task):
 
     def _conflict(self, key: str, conflict: SingletonConflictError) -> Any:
         on_conflict = self._options.on_conflict
+        if conflict.task_id == self.request.id and not self.request.is_eager:
+            # The broker has delivered it twice, and the first delivery runs: state, and what follows in a canvas, are
+            # that run's. Should that run die, this delivery is the one that is left.
+            self._again(str(conflict), self._delay(), told=False)
         if callable(on_conflict):
             return on_conflict(self, conflict)
         if on_conflict == "skip":
@@ -302,12 +310,17 @@ class SingletonTask(Task):
         if on_conflict == "raise":
             raise conflict
         if on_conflict == "requeue":
-            self._again(str(conflict), None)
+            self._again(str(conflict), None, told=False)
         self._again(str(conflict), self._delay())
         return None
 
-    def _again(self, reason: str, delay: float | None) -> None:
+    def _again(self, reason: str, delay: float | None, *, told: bool = True) -> None:
         """Send the message again, as it was, and end this run; it does not count as one of the task's retries.
+
+        Args:
+            reason: why.
+            delay: seconds from now.
+            told: whether the task's state says so.
 
         Raises:
             Retry: to be run again later.
@@ -317,10 +330,16 @@ class SingletonTask(Task):
             raise SingletonConflictError(reason)
         message = self.signature_from_request(self.request, countdown=delay)
         message.apply_async()
-        if delay is None:
+        if not told:
             logger.info("%s[%s] goes back to its queue: %s", self.name, self.request.id, reason)
             raise Ignore(reason)
         raise Retry(reason, when=delay, sig=message)
+
+
+def _has_a_place(options: Mapping[str, Any]) -> bool:
+    """Whether others wait for the very message with these options; the last one of a chain has an empty `chain`."""
+    # Celery gives `reply_to` to every signature whose id is known before it is sent: that of a chord's body, too.
+    return "chain" in options or any(options.get(name) for name in ("chord", "group_id", "link", "reply_to"))
 
 
 def skipped_key(result: object) -> str | None:
