@@ -51,6 +51,7 @@ def test_a_run_is_killed_and_the_next_one_gets_its_key(keyed: KeyedCluster) -> N
     assert (done.returncode, done.stdout) == (0, 'Freed hold(account="two"): the run of other is gone.\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queue", ["celery", "highlander"])
 def test_the_message_of_a_run_that_was_killed_does_not_come_back(keyed: KeyedCluster, queue: str) -> None:
     keyed.start()
@@ -79,6 +80,7 @@ def test_a_run_that_its_pool_cannot_kill_keeps_its_key_and_its_worker_is_named(
     assert keyed.held() == {"first": "held"}
 
 
+@pytest.mark.slow
 def test_the_key_of_a_dead_session_is_freed_when_its_lease_is_over_and_not_before(keyed: KeyedCluster) -> None:
     worker = keyed.start()
     keyed.post("hold", "one", 600, task_id="first")
@@ -115,6 +117,7 @@ def test_a_session_that_was_heard_of_after_all_is_not_paid_for(postgres: Databas
         assert other.take(10, "shop.sync(1)", "second")
 
 
+@pytest.mark.slow
 def test_the_place_of_a_message_that_waits_is_freed(keyed: KeyedCluster) -> None:
     with Holder(keyed.url) as holder:
         holder.send(12, "shop.sync(3)", "third")
@@ -170,6 +173,7 @@ def test_without_the_broker_nothing_is_freed(postgres: Database) -> None:
 # -- sweep -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_message_is_gone_when_two_looks_have_missed_it(keyed: KeyedCluster, redis_server: Redis) -> None:
     keyed.conf["task_default_queue"] = "nobody"
     with Holder(keyed.url) as holder:

@@ -78,7 +78,7 @@ def hold(keyed: KeyedCluster) -> None:
     wait_until(lambda: keyed.held() == {"first": "held"}, LIMIT, "it to run")
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
 def test_a_skipped_run_sends_its_signal_and_its_event(
     keyed: KeyedCluster,
     monitor: Monitor,
@@ -101,6 +101,7 @@ def test_a_skipped_run_sends_its_signal_and_its_event(
     assert (pid in worker.children) if pool == "prefork" else (pid == worker.pid)
 
 
+@pytest.mark.slow
 def test_the_event_is_sent_as_long_as_task_events_are_enabled(
     keyed: KeyedCluster,
     monitor: Monitor,
