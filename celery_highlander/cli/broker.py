@@ -32,7 +32,8 @@ def connected(app: Celery) -> Iterator[Connection]:
         yield connection
     except (OperationalError, *connection.connection_errors) as error:
         raise BrokerUnavailableError(
-            f"the broker {connection.as_uri()} cannot be reached: {error}.", "Is it up? Check broker_url."
+            f"the broker {connection.as_uri()} cannot be reached: {str(error).rstrip('.')}.",
+            "Is it up? Check broker_url.",
         ) from None
     finally:
         connection.release()

@@ -40,6 +40,9 @@ POLL_INTERVAL = 0.1
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at the other nodes' heartbeats, so that a debt that turns up late is paid already."""
 
+SIGHTING_KEPT = 3600.0
+"""Seconds for which a session is remembered whose debts are paid. Should one turn up later, its lease is waited for."""
+
 PATIENCE = 1.0
 """Seconds that a run waits for the database before it is told that there is none."""
 
@@ -488,7 +491,8 @@ class RunTable:
     def _looked(self, runners: Mapping[str, tuple[int, float]], now: float) -> None:
         self._look_at = now + LOOK_INTERVAL
         for holder in set(self._sightings) - set(runners):
-            if not self._sightings[holder].is_owed:
+            seen = self._sightings[holder]
+            if not seen.is_owed or now > seen.seen_at + seen.lease + SIGHTING_KEPT:
                 del self._sightings[holder]
         for holder, (heartbeats, lease) in runners.items():
             known = self._sightings.setdefault(holder, _Sighting(heartbeats, lease, now))

@@ -137,7 +137,7 @@ class RunLocks:
         self._ensure_rights()
         self._run("register", holder=self._holder, node=who.node, worker=who.worker, pid=who.pid, lease=self._lease)
         settled, longest = self._run("settled", mark=SETTLED).one()
-        self._run("forget", age=FORGET_AFTER)
+        self._run("forget", age=FORGET_AFTER, mark=SETTLED)
         return Registration(settled, max(self._lease, longest or 0.0))
 
     def _ensure_rights(self) -> None:
@@ -276,7 +276,11 @@ on conflict do nothing""",
 with old as (
     delete from {prefix}runner where heartbeat_at < clock_timestamp() - cast(:age as interval) returning holder
 )
-delete from {prefix}run r using old where r.holder = old.holder""",
+delete from {prefix}run r where key <> :mark and (
+    exists (select from old where old.holder = r.holder)
+    or since < clock_timestamp() - cast(:age as interval)
+    and not exists (select from {prefix}runner known where known.holder = r.holder)
+)""",
     "beat": """
 update {prefix}runner set heartbeats = heartbeats + 1, heartbeat_at = clock_timestamp() where holder = :holder""",
     "runners": "select holder, heartbeats, lease from {prefix}runner",

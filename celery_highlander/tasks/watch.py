@@ -35,6 +35,8 @@ _DOZE = 250.0
 """Milliseconds between two looks at the deadline while runs come and go: far less than a new one has, and so rarely
 that a short run wakes nobody."""
 
+_MOST_EARLY = 1000  # losses that are remembered for runs that are about to begin
+
 _SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None  # one that nobody else is likely to use
 
 
@@ -98,6 +100,7 @@ class RunWatch:
         self._cell = cell
         self._deadly = deadly
         self._runs: dict[int, ActiveRun] = {}
+        self._early: dict[int, tuple[str, float]] = {}  # losses of runs that had not begun yet
         self._asleep = self._had_runs = False
         self._wake_in, self._wake_out = native.socketpair()
         self.closed = False
@@ -110,6 +113,9 @@ class RunWatch:
         if self._asleep:
             self._asleep = False
             self._wake_out.send(b".")
+        early = self._early.pop(run.number, None)
+        if early is not None:
+            run.lose(*early)
 
     def leave(self, run: ActiveRun) -> None:
         """It has ended."""
@@ -153,9 +159,16 @@ class RunWatch:
             self._lose_all("the keeper died")
             return
         for message in messages:
-            run = self._runs.get(message.get("run", -1))
-            if message["type"] == "lost" and run is not None:
-                run.lose(message["reason"], message["kill_at"])
+            if message["type"] == "lost":
+                self._lost(message["run"], message["reason"], message["kill_at"])
+
+    def _lost(self, number: int, reason: str, kill_at: float) -> None:
+        while len(self._early) >= _MOST_EARLY:
+            self._early.pop(next(iter(self._early)))
+        self._early[number] = reason, kill_at  # first, or one that begins just now would not find it
+        run = self._runs.get(number)
+        if run is not None and self._early.pop(number, None) is not None:
+            run.lose(reason, kill_at)
 
     def _lose_all(self, reason: str) -> None:
         self.closed = True
@@ -217,12 +230,14 @@ class _SignalInterrupt:
             signal.pthread_kill(self._thread, _SIGNAL)  # type: ignore[arg-type]  # it is there: this class is used
 
     def close(self) -> None:
-        _SignalInterrupt._active.remove(self._run)
+        with contextlib.suppress(ValueError):  # it was raised
+            _SignalInterrupt._active.remove(self._run)
 
     @staticmethod
     def _handle(_number: int, _frame: FrameType | None) -> None:
-        for run in _SignalInterrupt._active:
+        for run in list(_SignalInterrupt._active):
             if run.lost and not run.over:
+                _SignalInterrupt._active.remove(run)
                 raise run.error
 
 

@@ -33,6 +33,12 @@ def hold(account: str, seconds: float) -> str:
     return account
 
 
+@singleton_task(name="hold_late", unique_on="account", acks_late=True, reject_on_worker_lost=True)
+def hold_late(account: str, seconds: float) -> str:
+    """As `hold`; its message goes back when its process dies by itself."""
+    return hold.run(account, seconds)  # type: ignore[no-any-return]  # a proxy of a task
+
+
 @singleton_task(name="alone", unique_on="account", scope="queue")
 def alone(account: str) -> str:
     """At most one message of it waits."""

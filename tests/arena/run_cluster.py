@@ -29,7 +29,7 @@ LEASE = 3.0
 """Of the arena's TIMELY settings."""
 
 
-class PolledRedis(SyncBackendMixin, RedisBackend):  # type: ignore[misc]  # Any to mypy
+class PolledRedis(SyncBackendMixin, RedisBackend):
     """Results in Redis for a client that asks for them, and does not listen on a connection that stays open."""
 
     def on_task_call(self, *_: object) -> None:
@@ -103,7 +103,7 @@ class RunCluster(Cluster):
 
     def queue_up(self, task: str, key: str, worker: Worker, seconds: float = 0.05, how: str = "return") -> str:
         """Send a task to a worker, and wait until it has come there."""
-        task_id = self.call(task, key, seconds, how, on=worker.name).id
+        task_id = str(self.call(task, key, seconds, how, on=worker.name).id)
         wait_until(lambda: f"[{task_id}] received" in worker.log, PATIENCE, f"{task_id} at {worker.name}")
         return task_id
 

@@ -104,7 +104,7 @@ class TestOnPostgres(RunContract):
 
 def on_a_thread(call: Any) -> tuple[threading.Thread, list[Any]]:
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(call()))
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
     thread.start()
     return thread, results
 

@@ -67,7 +67,7 @@ ENDINGS: dict[str, Ending] = {
 """The task, its duration, how it ends, and what is done to its worker."""
 
 ANYWHERE = ("return", "exception", "retry", "worker killed", "warm shutdown")
-QUICK = ("exception", "hard time limit", "worker killed", "cold shutdown")
+QUICK = ("hard time limit", "worker killed")
 CASES = [
     *(pytest.param("prefork", name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in ENDINGS),
     *(pytest.param(pool, name, marks=[pytest.mark.slow]) for pool in POOLS for name in ANYWHERE),

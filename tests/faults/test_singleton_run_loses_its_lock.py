@@ -143,8 +143,9 @@ def test_a_run_ends_when_its_keeper_is_killed(runs: MakeRunCluster, pool: str, h
     assert one.is_running == (pool == "prefork" or how == "return")
 
 
-@pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in POOLS)])
-@pytest.mark.parametrize("how", ["stubborn", pytest.param("return", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["prefork", *POOLS])
+@pytest.mark.parametrize("how", ["stubborn", "return"])
 def test_a_run_ends_itself_while_its_keeper_is_frozen(runs: MakeRunCluster, pool: str, how: str) -> None:
     shop = runs(pool=pool)
     one, run, waiting = one_runs_and_two_waits(shop, how)

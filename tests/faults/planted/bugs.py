@@ -40,6 +40,9 @@ _NO_ANSWER_AWAITED_BY_TCP = Change(
     'int(patience * 1000)\n    arguments |= {"tcp_user_timeout": 3600000, "keepalives": 0}\n',
 )
 _NO_TIME = Change("store/terms.py", "greatest(0, least(extract(", "0 * greatest(0, least(extract(")
+_NO_RUN_KILLED_BY_THE_KEEPER = Change(
+    "keeper/run_table.py", "                effects.append(KillRun(run.id))\n", "                pass\n"
+)
 
 BUGS = (
     Bug(
@@ -535,5 +538,57 @@ BUGS = (
         "a beat that cannot publish does not let another one try",
         (Change("beat/scheduler.py", "        if now - self._failing_since > timeout:\n", "        if False:\n"),),
         "test_beat_broken_entries.py::test_a_beat_in_which_everything_fails_lets_another_one_try",
+    ),
+    Bug(
+        "the key of a run is taken although the last one may go on",
+        (Change("store/runs.py", "where r.holder = any(:paid)", "where r.holder = any(:paid) or true"),),
+        "test_singleton_run_loses_its_lock.py::"
+        "test_a_run_that_ignores_the_loss_of_its_session_is_killed_before_the_next_one_begins[prefork]",
+    ),
+    Bug(
+        "a run that has lost its session goes on",
+        (
+            _NO_RUN_KILLED_BY_THE_KEEPER,
+            Change("tasks/watch.py", "            if self._deadly:\n", "            if False:\n"),
+        ),
+        "test_singleton_run_loses_its_lock.py::"
+        "test_a_run_that_ignores_the_loss_of_its_session_is_killed_before_the_next_one_begins[prefork]",
+    ),
+    Bug(
+        "a run that cannot end itself is not killed",
+        (_NO_RUN_KILLED_BY_THE_KEEPER,),
+        "test_singleton_run_loses_its_lock.py::"
+        "test_a_frozen_pool_child_whose_session_is_lost_is_killed_by_the_keeper[session]",
+    ),
+    Bug(
+        "a run is not told that it has lost its session",
+        (Change("tasks/watch.py", "                self.interrupt.raise_soon()\n", "                pass\n"),),
+        "test_singleton_run_loses_its_lock.py::test_a_run_that_obeys_makes_room_at_once[prefork]",
+    ),
+    Bug(
+        "a run trusts a keeper that is silent",
+        (
+            Change(
+                "tasks/watch.py",
+                "return run.kill_at if run.lost else self._cell.deadline",
+                "return run.kill_at",
+            ),
+            Change("tasks/watch.py", "run.lose(reason, self._cell.deadline)", "run.lose(reason, inf)"),
+        ),
+        "test_singleton_run_loses_its_lock.py::test_a_run_ends_itself_while_its_keeper_is_frozen[stubborn-prefork]",
+    ),
+    Bug(
+        "the keys of a dead process are kept",
+        (Change("keeper/desk.py", "        for number in client.runs:\n", "        for number in ():\n"),),
+        "test_singleton_run_ends.py::"
+        "test_the_next_run_begins_on_another_node_as_soon_as_one_has_ended[prefork-pool child killed]",
+    ),
+    Bug(
+        "two runs of one node share a lock",
+        (
+            Change("keeper/run_table.py", "if self._on_base.get(base, 0) >= run.want.limit:", "if False:"),
+            Change("store/runs.py", "where r.holder = any(:paid)", "where r.holder = any(:paid || excluded.holder)"),
+        ),
+        "test_singleton_lost_updates.py::test_no_update_is_lost[quick]",
     ),
 )
