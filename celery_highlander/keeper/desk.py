@@ -168,8 +168,19 @@ class Desk:
         fields = {name: message[name] for name in Waiting.__dataclass_fields__}
         self._submit(Claim(self._numbers, Waiting(**fields)))
 
+    def _forget_message(self, client: _Client, message: Message) -> None:
+        claim = message["claim"]
+        number = None
+        if claim is not None and self._has_session:
+            self._numbers += 1
+            number = self._numbers
+            self._claims[number] = client, claim
+        elif claim is not None:
+            self._tell(client, "claimed", claim=claim, result="unavailable")
+        self._submit(Forget((message["task_id"],), number))
+
     def claimed(self, number: int, found: Row | None, refusal: str) -> None:
-        """Tell who asked what waits already, or why that cannot be said."""
+        """Tell who asked what waits already, if anything does, or why that cannot be said."""
         client, claim = self._claims.pop(number, (None, 0))
         if client is not None and refusal:
             self._tell(client, "claimed", claim=claim, result="refused", reason=refusal)
@@ -245,7 +256,7 @@ class Desk:
             case "claim":
                 self._claim(client, message)
             case "forget":
-                self._submit(Forget((message["task_id"],)))
+                self._forget_message(client, message)
             case "watch":
                 client.process.told_at = client
             case _:

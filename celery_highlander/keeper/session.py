@@ -69,7 +69,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The answer to claim `number`: what waits already, if anything does; or why that cannot be said."""
+    """The answer to a claim, or to `Forget`, by its number: what waits already; or why that cannot be said."""
 
     number: int
     found: waiting.Row | None
@@ -78,9 +78,10 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Free the rows of messages that wait no more; no answer."""
+    """Free the rows of messages that wait no more; answer with `Claimed` where there is a number."""
 
     task_ids: tuple[str, ...]
+    number: int | None = None
 
 
 Effect = n.NodeEffect | r.RunEffect | Claim | Forget
@@ -255,9 +256,10 @@ class LockSession(threading.Thread):
                 runs.mark(ended)
             case Claim(number, message):
                 return _claim(runs, number, message)
-            case Forget(task_ids):
+            case Forget(task_ids, number):
                 with contextlib.suppress(SchemaError):
                     runs.forget(task_ids)
+                return None if number is None else Claimed(number, None)
             case _:
                 raise TypeError(f"{type(effect).__name__} is not for the lock session")
         return None

@@ -114,7 +114,7 @@ RUN_SAYS: Vocabulary = {
         **dict.fromkeys(("namespace", "name", "task", "task_id", "queue"), _TEXT),
         "lives": _NUMBER_OR_NONE,
     },
-    "forget": {"task_id": _TEXT},
+    "forget": {"task_id": _TEXT, "claim": _WHOLE_OR_NONE},
 }
 """A process that runs singleton tasks, to the keeper."""
 

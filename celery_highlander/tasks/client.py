@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT = 10.0
 """Seconds, beyond those that a run would wait, for the keeper to answer. It does in milliseconds, or it is frozen."""
 
+FORGET_PATIENCE = 2.0
+"""Seconds that a run waits, at its end, for the row of its message to be freed."""
+
 KEEPER_PATIENCE = 2.0
 """Seconds to wait for a keeper that is started anew."""
 
@@ -171,10 +174,18 @@ class RunClient:
             raise SchemaError(answer["reason"])
         return Row(**answer["found"]) if answer["result"] == "waits" else None
 
-    def forget(self, task_id: str) -> None:
-        """Free the row of a message that waits no more; if the database is away, the sweep does it."""
+    def forget(self, task_id: str, *, wait: bool = False) -> None:
+        """Free the row of a message that waits no more; if the database is away, the sweep does it.
+
+        Args:
+            task_id: of the message.
+            wait: until the row is free, for `FORGET_PATIENCE` at most.
+        """
+        number = next(self._numbers) if wait else None
         with contextlib.suppress(DatabaseUnavailableError), self._asking() as connection:
-            connection.send(type="forget", task_id=task_id)
+            connection.send(type="forget", task_id=task_id, claim=number)
+            if number is not None:
+                connection.answer("claimed", "claim", number, FORGET_PATIENCE)
             self._free.append(connection)
 
     @contextlib.contextmanager

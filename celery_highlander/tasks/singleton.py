@@ -227,7 +227,8 @@ class SingletonTask(Task):
                 self._wait_no_more()
 
     def _wait_no_more(self) -> None:
-        waiting.forget(self.app, str(self.request.id))
+        # Whoever has the run's result may call the task again at once: then the row has to be free.
+        waiting.forget(self.app, str(self.request.id), wait=True)
 
     def _settings(self) -> Settings:
         highlander = Highlander.of(self.app)

@@ -48,11 +48,17 @@ def claim(app: Celery, message: Waiting) -> Row | None:
         return waiting.claim(connection, schema, message)
 
 
-def forget(app: Celery, task_id: str) -> None:
-    """Free the row of a message that waits no more; if the database is away, the sweep does it."""
+def forget(app: Celery, task_id: str, *, wait: bool = False) -> None:
+    """Free the row of a message that waits no more; if the database is away, the sweep does it.
+
+    Args:
+        app: the app.
+        task_id: of the message.
+        wait: in a worker, until it is free.
+    """
     if os.environ.get(ADDRESS_VARIABLE):
         with contextlib.suppress(HighlanderError):
-            client_for(app).forget(task_id)
+            client_for(app).forget(task_id, wait=wait)
         return
     with contextlib.suppress(DatabaseUnavailableError, SchemaError), connected(app) as (connection, schema):
         waiting.forget(connection, schema, [task_id])
