@@ -215,6 +215,7 @@ def test_with_the_scope_queue_another_message_may_be_sent_from_the_runs_first_in
     shop: WaitingCluster, key: str
 ) -> None:
     first = shop.hold("queue", key)
+    wait_until(lambda: shop.waiting(key) == [], PATIENCE, "its first instruction")
     second, third = shop.delay("queue", key), shop.delay("queue", key)
     assert second.id != first.id
     assert third.id == second.id
