@@ -126,6 +126,7 @@ HOW = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @HOW
 def test_the_next_leader_begins_with_what_the_storage_says_after(beats: MakeBeats, kind: str, how: str) -> None:
     storage = STORAGES[kind]

@@ -95,6 +95,7 @@ def test_a_killed_container_is_taken_over_within_the_lease(cluster: MakeCluster)
     assert scenes.gap(shop, PROCESS, token) < LEASE + 4.0
 
 
+@pytest.mark.slow
 def test_the_worker_reaps_what_its_dead_keeper_leaves_to_it(cluster: MakeCluster) -> None:
     shop = cluster("redis", processes=PATRIARCH)
     worker = shop.start(*scenes.QUIET, prefix=CONTAINER)

@@ -87,6 +87,7 @@ def storm(cluster: Cluster) -> Iterator[list[int]]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", ["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
 def test_every_message_is_processed_and_none_by_two_at_once(cluster: MakeCluster, broker: str) -> None:
     shop = cluster(broker, processes={})

@@ -30,7 +30,9 @@ BROKER_TIMEOUT = 3.0
         pytest.param("redis", "both", False, id="redis-both-idle", marks=[pytest.mark.redis, pytest.mark.slow]),
         pytest.param("redis", "out", False, id="redis-out-idle", marks=[pytest.mark.redis, pytest.mark.slow]),
         pytest.param("redis", "in", True, id="redis-in-busy", marks=[pytest.mark.redis, pytest.mark.slow]),
-        pytest.param("rabbitmq", "both", False, id="rabbitmq-both-idle", marks=pytest.mark.rabbitmq),
+        pytest.param(
+            "rabbitmq", "both", False, id="rabbitmq-both-idle", marks=[pytest.mark.rabbitmq, pytest.mark.slow]
+        ),
         pytest.param("rabbitmq", "both", True, id="rabbitmq-both-busy", marks=[pytest.mark.rabbitmq, pytest.mark.slow]),
         pytest.param("rabbitmq", "out", True, id="rabbitmq-out-busy", marks=[pytest.mark.rabbitmq, pytest.mark.slow]),
         pytest.param("rabbitmq", "in", False, id="rabbitmq-in-idle", marks=[pytest.mark.rabbitmq, pytest.mark.slow]),

@@ -217,6 +217,7 @@ def test_a_retry_is_run(cluster: MakeCluster, protocol: int) -> None:
     nothing_is_left(shop, ORDINARY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broker", "pool", "keeper_dies"),
     [
@@ -255,6 +256,7 @@ def test_messages_wait_for_a_database_that_is_down(
     nothing_is_left(shop, ORDINARY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broker", "pool", "queue"),
     [

@@ -202,6 +202,7 @@ def test_an_application_asks_who_leads(postgres: Database) -> None:
         assert highlander.whereis("ledger") is None
 
 
+@pytest.mark.slow
 def test_the_command_follows_real_workers_and_works_when_they_are_gone(postgres: Database, tmp_path: Path) -> None:
     import signal as signals
 

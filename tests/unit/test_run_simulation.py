@@ -12,7 +12,7 @@ from tests.simulator.batch import processes, run_batches, split
 from tests.simulator.runs.batch import failure_of, run_one
 from tests.simulator.runs.plan import PROFILES, draw
 
-SCHEDULES = int(os.environ.get("HIGHLANDER_SCHEDULES", "25000")) // 5
+SCHEDULES = int(os.environ.get("HIGHLANDER_SCHEDULES", "15000")) // 5
 """One of them takes five times as long as one of the election."""
 
 

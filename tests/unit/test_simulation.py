@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import ProcessPoolExecutor
 
-SCHEDULES = int(os.environ.get("HIGHLANDER_SCHEDULES", "25000"))
+SCHEDULES = int(os.environ.get("HIGHLANDER_SCHEDULES", "15000"))
 JOBS = os.cpu_count() or 1
 EXAMPLES = 20
 PER_EXAMPLE = -(-SCHEDULES // EXAMPLES)

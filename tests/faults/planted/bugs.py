@@ -39,7 +39,7 @@ _NO_ANSWER_AWAITED_BY_TCP = Change(
     "int(patience * 1000)\n",
     'int(patience * 1000)\n    arguments |= {"tcp_user_timeout": 3600000, "keepalives": 0}\n',
 )
-_NO_TIME = Change("store/terms.py", "greatest(0, least(extract(", "0 * greatest(0, least(extract(")
+_NO_TIME = Change("store/terms.py", "greatest(0, least({now}", "0 * greatest(0, least({now}")
 _NO_RUN_KILLED_BY_THE_KEEPER = Change(
     "keeper/run_table.py", "                effects.append(KillRun(run.id))\n", "                pass\n"
 )
@@ -428,7 +428,9 @@ BUGS = (
     Bug(
         "a lease is counted from the answer of a heartbeat",
         (
-            Change("keeper/session.py", "HeartbeatAnswered(sent_at)", "HeartbeatAnswered(boot_time())"),
+            Change(
+                "keeper/session.py", "HeartbeatAnswered(sent_at, for_runs)", "HeartbeatAnswered(boot_time(), for_runs)"
+            ),
             _NO_ANSWER_AWAITED,
         ),
         "test_slow_link.py::test_a_late_answer_does_not_make_a_lease_longer",
@@ -464,7 +466,7 @@ BUGS = (
     ),
     Bug(
         "a token rises with neither timeline nor time",
-        (Change("store/terms.py", "cast(:timeline as bigint) << 32)\n", "cast(:timeline as bigint) * 0)\n"), _NO_TIME),
+        (Change("store/terms.py", "(cast(:timeline as bigint) << 32)", "(cast(:timeline as bigint) * 0)"), _NO_TIME),
         "test_database_failover.py::test_nobody_acts_too_early_after_a_failover_that_lost_the_newest_terms",
     ),
     Bug(
@@ -579,7 +581,13 @@ BUGS = (
     ),
     Bug(
         "the keys of a dead process are kept",
-        (Change("keeper/desk.py", "        for number in client.runs:\n", "        for number in ():\n"),),
+        (
+            Change(
+                "keeper/desk.py",
+                "        for number, task_id in client.runs.items():\n",
+                "        for number, task_id in ():\n",
+            ),
+        ),
         "test_singleton_run_ends.py::"
         "test_the_next_run_begins_on_another_node_as_soon_as_one_has_ended[prefork-pool child killed]",
     ),
