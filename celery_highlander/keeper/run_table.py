@@ -445,13 +445,13 @@ class RunTable:
         self._look(effects)
 
     def _session_lost(self, reason: str, now: float, effects: list[RunEffect]) -> None:
+        if self._registering or self._is_registered:
+            self._lost_holders.add(self._holder)  # it may have rows
         self._registering = self._is_registered = self._answer_due = False
         self._blocked_until = inf
         self._closed_at = now
         self._to_free.clear()
         self._look_at = inf
-        if self._holder:
-            self._lost_holders.add(self._holder)
         kill_at = self._timing.kill_deadline(self._lease_deadline)
         for run in self._asked.values():
             if run.gone:

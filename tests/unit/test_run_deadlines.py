@@ -34,3 +34,11 @@ def test_a_run_whose_session_is_lost_is_due_at_its_deadline_and_killed_once() ->
     assert table.handle(r.Tick(), lost.kill_at + 0.1) == [r.KillRun(RUN)]
     assert table.next_deadline() > lost.kill_at
     assert r.KillRun(RUN) not in table.handle(r.Tick(), lost.kill_at + 0.2)
+
+
+def test_a_node_without_runs_asks_nothing_of_its_sessions() -> None:
+    table = r.RunTable(TIMING, lambda: 0.0)
+    assert table.handle(r.SessionOpen("first", "server"), 0.0) == []
+    assert table.handle(r.SessionLost("gone"), 1.0) == []
+    assert table.handle(r.SessionOpen("second", "server"), 2.0) == []
+    assert table.idle
