@@ -192,6 +192,7 @@ def test_a_pool_child_that_is_frozen_keeps_its_key(runs: MakeRunCluster) -> None
     shop = runs()
     one, run, waiting = one_runs_and_two_waits(shop, "return")
     os.kill(pid_of(run), signal.SIGSTOP)
+    wait_until(lambda: shop.query("select count(*) from highlander_runner") == [(2,)], PATIENCE, "the other session")
     beats = shop.query("select heartbeats from highlander_runner order by holder")
     wait_until(
         lambda: all(
