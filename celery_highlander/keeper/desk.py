@@ -160,24 +160,24 @@ class Desk:
     # -- messages that wait --------------------------------------------------------------------------------------------
 
     def _claim(self, client: _Client, message: Message) -> None:
-        if not self._has_session:
-            self._tell(client, "claimed", claim=message["claim"], result="unavailable")
-            return
-        self._numbers += 1
-        self._claims[self._numbers] = client, message["claim"]
-        fields = {name: message[name] for name in Waiting.__dataclass_fields__}
-        self._submit(Claim(self._numbers, Waiting(**fields)))
+        number = self._number(client, message["claim"])
+        if number is not None:
+            fields = {name: message[name] for name in Waiting.__dataclass_fields__}
+            self._submit(Claim(number, Waiting(**fields)))
 
     def _forget_message(self, client: _Client, message: Message) -> None:
         claim = message["claim"]
-        number = None
-        if claim is not None and self._has_session:
-            self._numbers += 1
-            number = self._numbers
-            self._claims[number] = client, claim
-        elif claim is not None:
-            self._tell(client, "claimed", claim=claim, result="unavailable")
+        number = None if claim is None else self._number(client, claim)
         self._submit(Forget((message["task_id"],), number))
+
+    def _number(self, client: _Client, claim: int) -> int | None:
+        """The number under which a claim is answered; None where there is no session, which is the answer."""
+        if not self._has_session:
+            self._tell(client, "claimed", claim=claim, result="unavailable")
+            return None
+        self._numbers += 1
+        self._claims[self._numbers] = client, claim
+        return self._numbers
 
     def claimed(self, number: int, found: Row | None, refusal: str) -> None:
         """Tell who asked what waits already, if anything does, or why that cannot be said."""
@@ -239,16 +239,7 @@ class Desk:
             case "take":
                 number = message["run"]
                 client.runs[number] = message["task_id"] if message.get("gone_with_it") else ""
-                want = r.Want(
-                    base=message["base"],
-                    limit=message["limit"],
-                    name=message["name"],
-                    task=message["task"],
-                    task_id=message["task_id"],
-                    wait=message["wait"],
-                    fenced=message["fenced"],
-                    abort=message["abort"],
-                )
+                want = r.Want(**{name: message[name] for name in r.Want.__dataclass_fields__})
                 self.feed(r.Wanted((client.number, number), want), now)
             case "free":
                 client.runs.pop(message["run"], None)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from celery_highlander.errors import ConfigurationError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.worker.highlander import Highlander
 from celery_highlander.worker.link import KeeperLink, LinkPlan
@@ -33,9 +32,7 @@ def start_keeper(app: Celery) -> str:
     Raises:
         HighlanderError: the settings are wrong, or the database may not be used as it is.
     """
-    highlander = Highlander.of(app)
-    if highlander is None:
-        raise ConfigurationError("celery-highlander is not installed in this app.", "Write Highlander(app).")
+    highlander = Highlander.installed_in(app)
     # Whatever this process is, it is not one of ours to kill: a run that does not end in time is told, no more.
     settings = replace(highlander.settings(), on_stuck="continue")
     plan = LinkPlan(

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from celery_highlander.errors import DatabaseUnavailableError, SchemaError, SingletonConflictError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
+    from celery_highlander.keeper.run_table import Want
+
 ANSWER_TIMEOUT = 10.0
 """Seconds, beyond those that a run would wait, for the keeper to answer. It does in milliseconds, or it is frozen."""
 
@@ -41,21 +43,6 @@ KEEPER_PATIENCE = 2.0
 
 _CONNECT_TIMEOUT = 2.0
 _RETRY_DELAY = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a run asks for; see `Want` of the keeper."""
-
-    base: int
-    limit: int
-    name: str
-    task: str
-    task_id: str
-    wait: float
-    fenced: bool
-    abort: bool
-    gone_with_it: bool = False
 
 
 class _Connection:
@@ -117,8 +104,12 @@ class RunClient:
         return not self._watch.closed
 
     @contextlib.contextmanager
-    def hold(self, request: Request) -> Iterator[tuple[int, int | None]]:
+    def hold(self, want: Want, *, gone_with_it: bool = False) -> Iterator[tuple[int, int | None]]:
         """Hold the key while the block runs; gives the lock key, and the fencing token if one was asked for.
+
+        Args:
+            want: what the run wants.
+            gone_with_it: if this process dies, the message of the run is gone with it.
 
         Raises:
             SingletonConflictError: it is held by others.
@@ -127,8 +118,8 @@ class RunClient:
             SingletonRunLostError: raised in the block when the lock is lost.
         """
         number = next(self._numbers)
-        connection, answer = self._take(number, request)
-        run = ActiveRun(number, request.name, abort=request.abort)
+        connection, answer = self._take(number, want, gone_with_it=gone_with_it)
+        run = ActiveRun(number, want.name, abort=want.abort)
         try:
             self._watch.enter(run)
             if self._watch.closed:
@@ -142,20 +133,20 @@ class RunClient:
             self._watch.leave(run)
             self._give_back(connection, number)
 
-    def _take(self, number: int, request: Request) -> tuple[_Connection, dict[str, Any]]:
+    def _take(self, number: int, want: Want, *, gone_with_it: bool) -> tuple[_Connection, dict[str, Any]]:
         with self._asking() as connection:
-            connection.send(type="take", run=number, **asdict(request))
-            answer = connection.answer("answer", "run", number, request.wait + ANSWER_TIMEOUT)
+            connection.send(type="take", run=number, gone_with_it=gone_with_it, **asdict(want))
+            answer = connection.answer("answer", "run", number, want.wait + ANSWER_TIMEOUT)
         if answer["result"] == "held":
             return connection, answer
         self._free.append(connection)
         reason = answer["reason"]
         if answer["result"] == "busy":
             by = f", by task {reason}" if reason else ""
-            raise SingletonConflictError(f"{request.name} is held{by}.", key=request.name, task_id=reason)
+            raise SingletonConflictError(f"{want.name} is held{by}.", key=want.name, task_id=reason)
         if answer["result"] == "refused":
             raise SchemaError(reason)
-        raise DatabaseUnavailableError(f"{request.name} cannot be locked: {reason}.")
+        raise DatabaseUnavailableError(f"{want.name} cannot be locked: {reason}.")
 
     def claim(self, message: Waiting) -> Row | None:
         """Record a message that is about to be sent; return what waits already, in which case nothing is recorded.

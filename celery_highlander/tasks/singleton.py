@@ -24,10 +24,11 @@ from celery_highlander.errors import (
     HighlanderError,
     SingletonConflictError,
 )
+from celery_highlander.keeper.run_table import Want
 from celery_highlander.store.fencing import fence_key
 from celery_highlander.store.waiting import Waiting
 from celery_highlander.tasks import waiting
-from celery_highlander.tasks.client import Request, client_for
+from celery_highlander.tasks.client import client_for
 from celery_highlander.tasks.keys import KeyMaker
 from celery_highlander.tasks.options import OPTIONS, SingletonOptions, misspelt
 from celery_highlander.worker.highlander import Highlander
@@ -244,7 +245,7 @@ class SingletonTask(Task):
 
     def _run_singly(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         options, key = self._options, self._key_of(args, kwargs)
-        request = Request(
+        want = Want(
             base=self._base(key),
             limit=options.limit,
             name=key,
@@ -253,12 +254,12 @@ class SingletonTask(Task):
             wait=self._patience(),
             fenced=options.fenced,
             abort=options.on_lost == "abort",
-            gone_with_it=options.scope == "both" and not self.acks_late,
         )
+        gone_with_it = options.scope == "both" and not self.acks_late
         schema = self._settings().schema
         began = False
         try:
-            with client_for(self.app).hold(request) as (slot, token):
+            with client_for(self.app).hold(want, gone_with_it=gone_with_it) as (slot, token):
                 began = True
                 if options.scope == "queue":
                     self._wait_no_more()

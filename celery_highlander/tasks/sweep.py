@@ -42,7 +42,7 @@ def sweep(app: Celery, age: float = SWEEP_INTERVAL) -> list[Row]:
     Raises:
         HighlanderError: the database cannot be used.
     """
-    namespace = _namespace(app)
+    namespace = Highlander.installed_in(app).known_settings().namespace
     gone = []
     with connected(app) as (connection, schema):
         rows = store.stale(connection, schema, namespace, age)
@@ -65,11 +65,6 @@ def sweep(app: Celery, age: float = SWEEP_INTERVAL) -> list[Row]:
                 )
                 gone.append(row)
     return gone
-
-
-def _namespace(app: Celery) -> str:
-    highlander = Highlander.of(app)
-    return highlander.known_settings().namespace if highlander is not None else ""
 
 
 def _ended(app: Celery, task_id: str) -> str:

@@ -15,7 +15,7 @@ from celery import signals
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError, HighlanderError, SchemaError
+from celery_highlander.errors import DatabaseUnavailableError, HighlanderError, SchemaError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
 from celery_highlander.store import connecting, waiting
 from celery_highlander.store.migrations import RUN_RIGHTS, ensure, ensure_rights
@@ -71,9 +71,7 @@ def connected(app: Celery) -> Iterator[tuple[Connection, str]]:
     Raises:
         HighlanderError: the settings are wrong, the tables may not be used, or the database is away.
     """
-    highlander = Highlander.of(app)
-    if highlander is None:
-        raise ConfigurationError("celery-highlander is not installed in this app.", "Write Highlander(app).")
+    highlander = Highlander.installed_in(app)
     settings = highlander.known_settings()
     target = highlander.target(settings)
     try:

@@ -97,6 +97,18 @@ class Highlander:
         """Return the instance that is installed in `app`, or None."""
         return _INSTALLED.get(app)
 
+    @classmethod
+    def installed_in(cls, app: Celery) -> Highlander:
+        """Return the instance that is installed in `app`.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        instance = cls.of(app)
+        if instance is None:
+            raise ConfigurationError("celery-highlander is not installed in this app.", "Write Highlander(app).")
+        return instance
+
     def _install(self, app: Celery) -> None:
         import celery_highlander.worker.children
         import celery_highlander.worker.control  # noqa: F401  # registers `inspect highlander`

@@ -19,7 +19,8 @@ from celery import Celery
 from celery_highlander import Highlander
 from celery_highlander.election.keys import lock_key
 from celery_highlander.errors import HighlanderError
-from celery_highlander.tasks.client import Request, client_for
+from celery_highlander.keeper.run_table import Want
+from celery_highlander.tasks.client import client_for
 from tests.arena.journal import now_ns
 
 
@@ -46,9 +47,9 @@ def _hold(app: Celery, key: int, journal: int, wait: float) -> bool:
     namespace = Highlander(app).known_settings().namespace
     base = lock_key(namespace, f"task\x1fkey-{key}") >> 10 << 10
     name = f"{namespace}/key-{key}"
-    request = Request(base, 1, f"key-{key}", "holders", str(key), wait, fenced=False, abort=True)
+    want = Want(base, 1, f"key-{key}", "holders", str(key), wait, fenced=False, abort=True)
     try:
-        with client_for(app).hold(request):
+        with client_for(app).hold(want):
             began = now_ns()
             time.sleep(0.001)
             os.write(journal, f"{name} {began} {now_ns()}\n".encode())
