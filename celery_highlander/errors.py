@@ -87,6 +87,12 @@ class KeyCollisionError(LockSessionError):
     code = "key_collision"
 
 
+class RefusedError(HighlanderError):
+    """An operator asked for something that makes no sense here: a name that nobody has, for instance."""
+
+    code = "refused"
+
+
 class StaleTermError(HighlanderError):
     """A write was attempted under a term that is over: somebody else leads, or may lead."""
 
@@ -142,6 +148,7 @@ ERRORS_BY_CODE: dict[str, type[HighlanderError]] = {
         ServerVersionError,
         SchemaError,
         KeyCollisionError,
+        RefusedError,
         StaleTermError,
         SingletonConflictError,
         SingletonRunLostError,

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
-from celery_highlander.cli import output
-from celery_highlander.errors import (
-    BrokerUnavailableError,
-    ConfigurationError,
-    DatabaseUnavailableError,
-    HighlanderError,
-)
+from celery_highlander.cli import output, steering
+from celery_highlander.cli.common import as_json_option, plugin_of, told
 from celery_highlander.worker import auto
-from celery_highlander.worker.highlander import Highlander
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 auto.enable()
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 
 @click.group(
@@ -43,9 +30,17 @@ def highlander() -> None:
     epilog="Example: celery -A proj highlander status --json | jq .singletons",
 )
 @click.option("--tasks", "of_tasks", is_flag=True, help="Show singleton tasks instead: who holds a key, and who waits.")
-@_JSON
+@click.option("--nodes", "of_nodes", is_flag=True, help="Show the nodes instead: who takes part, and who leads what.")
+@click.option("--wide", is_flag=True, help="Show pids, tokens, and how the last terms ended, too.")
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds between two looks."
+)
+@as_json_option
 @click.pass_context
-def status(ctx: click.Context, of_tasks: bool, as_json: bool) -> None:
+def status(
+    ctx: click.Context, of_tasks: bool, of_nodes: bool, wide: bool, watch: bool, interval: float, as_json: bool
+) -> None:
     """Show for each singleton who leads it, since when, and who stands by.
 
     With --tasks, show the runs of singleton tasks that hold a key, and the messages that wait for one. A run that is
@@ -57,10 +52,14 @@ def status(ctx: click.Context, of_tasks: bool, as_json: bool) -> None:
     """
     from celery_highlander.cli import status as command  # noqa: PLC0415  # only what is asked for
     from celery_highlander.cli import tasks  # noqa: PLC0415
+    from celery_highlander.cli import watch as watching  # noqa: PLC0415
+    from celery_highlander.cli.operator import Operator  # noqa: PLC0415
     from celery_highlander.store import run_status  # noqa: PLC0415
 
-    with _told(ctx, as_json=as_json):
-        plugin = _plugin(ctx)
+    if (of_tasks, of_nodes, watch).count(True) > 1 or (watch and as_json):
+        raise click.UsageError("--tasks, --nodes, --watch and --watch with --json exclude each other.")
+    with told(ctx, as_json=as_json):
+        plugin = plugin_of(ctx)
         settings = plugin.settings()
         if of_tasks:
             runs = run_status.read(plugin.target(settings), settings.namespace, settings.schema)
@@ -69,11 +68,22 @@ def status(ctx: click.Context, of_tasks: bool, as_json: bool) -> None:
             else:
                 tasks.write(runs)
             return
+        if of_nodes:
+            with Operator(plugin, writes=False) as operator:
+                nodes, led = operator.nodes(), list(operator.status().values())
+            if as_json:
+                output.write_json(command.nodes_as_json(settings.namespace, nodes, led))
+            else:
+                command.write_nodes(nodes, led)
+            return
+        if watch:
+            watching.watch(settings.namespace, plugin.status, interval, wide=wide)
+            return
         found = plugin.status()
         if as_json:
             output.write_json(command.as_json(settings.namespace, found))
         else:
-            command.write(settings.namespace, found)
+            command.write(settings.namespace, found, wide=wide)
         ctx.exit(command.exit_code(found))
 
 
@@ -89,7 +99,7 @@ def status(ctx: click.Context, of_tasks: bool, as_json: bool) -> None:
     help="How long to wait for the run to be gone (default: 10 s; of a dead lock session, as long as its lease takes).",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_JSON
+@as_json_option
 @click.pass_context
 def free(ctx: click.Context, word: str, timeout: float | None, yes: bool, as_json: bool) -> None:
     """Free a key by force: kill the run that holds it (SIGKILL), and wait until it is gone.
@@ -102,10 +112,10 @@ def free(ctx: click.Context, word: str, timeout: float | None, yes: bool, as_jso
     """
     from celery_highlander.cli import free as command  # noqa: PLC0415  # only what is asked for
 
-    with _told(ctx, as_json=as_json):
+    with told(ctx, as_json=as_json):
         asks = sys.stdin.isatty() and not yes
         freeing = command.Freeing(
-            _plugin(ctx),
+            plugin_of(ctx),
             timeout,
             command.ask if asks else lambda _found: True,
             lambda sentence: click.echo(sentence, err=True),
@@ -129,7 +139,7 @@ def free(ctx: click.Context, word: str, timeout: float | None, yes: bool, as_jso
     default=0.0,
     help="Skip those that somebody has looked for within so many seconds (default: none).",
 )
-@_JSON
+@as_json_option
 @click.pass_context
 def sweep(ctx: click.Context, age: float, as_json: bool) -> None:
     """Look for messages that are recorded as waiting for a key, and are gone: purged, or lost with their broker.
@@ -141,8 +151,8 @@ def sweep(ctx: click.Context, age: float, as_json: bool) -> None:
     """
     from celery_highlander.cli import sweep as command  # noqa: PLC0415  # only what is asked for
 
-    with _told(ctx, as_json=as_json):
-        swept = command.run(_plugin(ctx), age)
+    with told(ctx, as_json=as_json):
+        swept = command.run(plugin_of(ctx), age)
         if as_json:
             output.write_json(command.as_json(swept))
         else:
@@ -150,7 +160,7 @@ def sweep(ctx: click.Context, age: float, as_json: bool) -> None:
 
 
 @highlander.command(short_help="Check settings, server and rights.", epilog="Example: celery -A proj highlander doctor")
-@_JSON
+@as_json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Check settings, server and rights, and say what to do about what is wrong.
@@ -159,8 +169,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """
     from celery_highlander.cli import doctor as command  # noqa: PLC0415  # only what is asked for
 
-    with _told(ctx, as_json=as_json):
-        findings = command.examine(_plugin(ctx))
+    with told(ctx, as_json=as_json):
+        findings = command.examine(plugin_of(ctx))
         if as_json:
             output.write_json(command.as_json(findings))
         else:
@@ -173,7 +183,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     epilog="Example: celery -A proj highlander migrate --sql | psql --username=owner shop",
 )
 @click.option("--sql", "only_sql", is_flag=True, help="Print the SQL instead, for a role that may run it.")
-@_JSON
+@as_json_option
 @click.pass_context
 def migrate(ctx: click.Context, only_sql: bool, as_json: bool) -> None:
     """Create the tables, or bring them to the version of this release.
@@ -183,8 +193,8 @@ def migrate(ctx: click.Context, only_sql: bool, as_json: bool) -> None:
     """
     from celery_highlander.cli import migrate as command  # noqa: PLC0415  # only what is asked for
 
-    with _told(ctx, as_json=as_json):
-        plugin = _plugin(ctx)
+    with told(ctx, as_json=as_json):
+        plugin = plugin_of(ctx)
         settings = plugin.settings()
         target = plugin.target(settings)
         if only_sql:
@@ -201,36 +211,5 @@ def migrate(ctx: click.Context, only_sql: bool, as_json: bool) -> None:
             command.write(done)
 
 
-def _plugin(ctx: click.Context) -> Highlander:
-    """Return the app's plugin, installed now if a setting alone asks for it, with all that the app declares."""
-    app = ctx.obj.app
-    try:
-        app.loader.import_default_modules()
-        wanted = auto.is_wanted(app)
-    except Exception as error:  # noqa: BLE001  # whatever the user's modules raise
-        raise ConfigurationError(
-            f"the application cannot be loaded: {type(error).__name__}: {error}",
-            "Its modules are imported to find the singletons that they declare; `celery -A proj report` shows more.",
-        ) from None
-    plugin = Highlander.of(app)
-    if plugin is None and not wanted:
-        raise ConfigurationError(
-            f"celery-highlander is not set up in the app {app.main or 'that was loaded'!r}.",
-            "Set highlander_url (app.conf.highlander_url = 'postgresql+psycopg2://app@db/shop'), and name the app with "
-            "`celery -A proj …`.",
-        )
-    return plugin or Highlander(app)
-
-
-@contextlib.contextmanager
-def _told(ctx: click.Context, *, as_json: bool) -> Iterator[None]:
-    """Tell an error in a sentence or two, and exit with its code."""
-    try:
-        yield
-    except HighlanderError as error:
-        if as_json:
-            output.write_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
-        else:
-            output.complain(error.message, error.hint)
-        unavailable = isinstance(error, (DatabaseUnavailableError, BrokerUnavailableError))
-        ctx.exit(output.EX_UNAVAILABLE if unavailable else output.EX_CONFIG)
+for command in steering.COMMANDS:
+    highlander.add_command(command)

@@ -72,14 +72,23 @@ def _write_rich_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -
     """Return whether it was printed: only for a person at a terminal, and with rich."""
     if not sys.stdout.isatty():
         return False
+    table = rich_table(headings, rows)
+    if table is None:
+        return False
+    from rich.console import Console  # noqa: PLC0415  # an extra, and slow to import
+
+    Console().print(table)
+    return True
+
+
+def rich_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Any:
+    """Return the table for rich; None where rich is not installed."""
     try:
-        from rich.console import Console  # noqa: PLC0415  # an extra, and slow to import
-        from rich.table import Table  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415  # an extra, and slow to import
         from rich.text import Text  # noqa: PLC0415
     except ImportError:
-        return False
+        return None
     table: Any = Table(*headings, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(Text(cell.text, style=COLOURS.get(cell.tone, "")) for cell in row))
-    Console().print(table)
-    return True
+    return table

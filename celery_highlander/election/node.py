@@ -15,6 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from celery_highlander.election import protocol as p
+from celery_highlander.election.orders import Kind, Order, Orders
 from celery_highlander.election.placement import STEADY_AFTER, Placement
 from celery_highlander.election.reconnects import RECONNECT_DELAYS, SPREAD, STEADY_SESSION, Reconnects
 from celery_highlander.election.statements import (
@@ -38,6 +39,7 @@ from celery_highlander.election.statements import (
     Polled,
     PollRow,
     ReleaseLock,
+    Show,
     Start,
     Stop,
     TermsBegun,
@@ -64,6 +66,7 @@ __all__ = [
     "Heartbeat",
     "HeartbeatAnswered",
     "Kill",
+    "Kind",
     "LeaveMarks",
     "LockReleased",
     "Mark",
@@ -73,10 +76,12 @@ __all__ = [
     "NodeEvent",
     "Notified",
     "OpenSession",
+    "Order",
     "Poll",
     "PollRow",
     "Polled",
     "ReleaseLock",
+    "Show",
     "Start",
     "Stop",
     "TermsBegun",
@@ -115,8 +120,11 @@ class Node:
         self._members_at = -inf
         self._started_work = False  # since the last heartbeat was handed out
         self._has_runs = False
-        patience = timing.heartbeat_interval + timing.heartbeat_timeout
-        self._placement = Placement(len(self.contests), node, priority, patience)
+        self._name = node
+        self.orders = Orders(node)
+        self._shown = True  # as one that takes part
+        self._given_up: set[str] = set()  # by this node's own decision, to which a rest belongs
+        self._placement = Placement(len(self.contests), node, priority, patience=self._rest)
 
     # -- what the outside may ask --------------------------------------------------------------------------------------
 
@@ -133,7 +141,7 @@ class Node:
 
     @property
     def leaving(self) -> bool:
-        """This node wants to lead nothing any more."""
+        """This node wants to lead nothing any more, or not yet."""
         return all(c.resting_until == inf for c in self.contests.values())
 
     def is_steady(self, now: float) -> bool:
@@ -245,7 +253,7 @@ class Node:
                 case p.Release(mark, reason):
                     self._under_way[ReleaseLock, name] = now
                     left = None if mark is None else Mark(name, mark, reason)
-                    effects.append(ReleaseLock(name, left, self.leaving))
+                    effects.append(ReleaseLock(name, left))
                 case p.OweMark(token, reason):
                     self._unmarked.append(Mark(name, token, reason))
                 case p.AbandonSession(reason):
@@ -263,6 +271,7 @@ class Node:
         self._heartbeat_at = now
         self._poll_at = self._members_at = now
         self._placement.connected()
+        self._shown = True
 
     def _disconnect(self, reason: str, now: float, effects: list[NodeEffect]) -> None:
         # Others wait for the mark of who has led.
@@ -274,12 +283,17 @@ class Node:
             self._step(name, p.SessionLost(reason), now, effects)
 
     def _schedule(self, now: float, effects: list[NodeEffect]) -> None:
+        self._obey(now, effects)
         if not self.connected:
             if not self._connecting and now >= self._reconnects.due_at:
                 self._connecting = True
                 self.session += 1
                 effects.append(OpenSession(self.session))
             return
+        taking_part = not (self.leaving or self.orders.drained)
+        if taking_part is not self._shown:
+            self._shown = taking_part
+            effects.append(Show(taking_part))
         if self._unmarked and LeaveMarks not in self._under_way:
             self._under_way[LeaveMarks] = now
             effects.append(LeaveMarks(tuple(self._unmarked)))
@@ -300,12 +314,15 @@ class Node:
         effects.append(Heartbeat(terms, acting, self._has_runs))
 
     def _polls(self, now: float) -> bool:
-        return any(c.wants_lock(now) for c in self.contests.values())
+        return any(self._wants(name, now) for name in self.contests)
+
+    def _wants(self, name: str, now: float) -> bool:
+        return self.contests[name].wants_lock(now) and not self.orders.forbids(name)
 
     def _poll(self, now: float, effects: list[NodeEffect]) -> None:
         jitter = 1.0 + self._random() / 2
         self._poll_at = now + self.timing.poll_interval * jitter
-        names = tuple(n for n, c in self.contests.items() if c.wants_lock(now))
+        names = tuple(name for name in self.contests if self._wants(name, now))
         awaited = {
             n: c.term.predecessor
             for n, c in self.contests.items()
@@ -332,12 +349,21 @@ class Node:
         return self._placement.is_overdue(name, sighting.first_seen_at if sighting else None, now)
 
     def _trying(self, names: tuple[str, ...], now: float) -> frozenset[str]:
-        if self._placement.room(self._held) > 0:
-            return frozenset(names)
-        return frozenset(name for name in names if self._overdue(name, now))
+        room = self._placement.room(self._held)
+        return frozenset(name for name in names if self._may_take(name, room, now))
+
+    def _may_take(self, name: str, room: int, now: float) -> bool:
+        belongs_to = self.orders.preferred(name)
+        if self._name in belongs_to:
+            return True
+        has_room = room > 0 or self.orders.hands_on(name)
+        free = has_room and not self._placement.is_there(belongs_to)
+        return free or self._overdue(name, now)
 
     def _take_poll(self, event: Polled, now: float, effects: list[NodeEffect]) -> None:
         self._under_way.pop(Poll, None)
+        if event.orders is not None and event.orders != self.orders.all:
+            self._take_orders(event.orders, now, effects)
         if event.members is not None and self._placement.see(event.members, now):
             self._poll_at = now  # this node's share is another one: what there was no room for is tried for at once
         room = self._placement.room(self._held)
@@ -350,10 +376,12 @@ class Node:
                 self._step(row.name, p.Sighted(row.token, row.heartbeats), now, effects)
             if not row.granted:
                 continue
-            overdue = self._overdue(row.name, now)
-            if room > 0 or overdue:
+            if self._may_take(row.name, room, now):
                 room -= 1
-                self._placement.taken(row.name, beyond_share=room < 0)
+                # What came by an order, or from a preferred node that does not lead it, must not go to and fro.
+                self._given_up.discard(row.name)
+                ordered = self.orders.hands_on(row.name) or bool(self.orders.preferred(row.name))
+                self._placement.taken(row.name, beyond_share=room < 0 or ordered)
                 self._step(row.name, p.Granted(), now, effects)
                 if self.contests[row.name].phase is p.Phase.BEGINNING:
                     granted.append(row.name)
@@ -371,8 +399,46 @@ class Node:
             self._spread(now, effects)
 
     def _spread(self, now: float, effects: list[NodeEffect]) -> None:
-        """Step down from what exceeds this node's share."""
+        """Step down from what belongs to another node, and from what exceeds this node's share."""
         leading = [name for name, contest in self.contests.items() if contest.phase is p.Phase.LEADING]
-        rest = self.timing.heartbeat_interval + self.timing.heartbeat_timeout
-        for name in self._placement.surplus(leading, self._held, now):
-            self._step(name, p.Withdraw("spread over the nodes", rest=rest), now, effects)
+        theirs: list[str] = []
+        others: list[str] = []
+        for name in leading:
+            belongs_to = self.orders.preferred(name)
+            if self._name not in belongs_to:
+                (theirs if self._placement.is_there(belongs_to) else others).append(name)
+        for name in self._placement.movable(theirs, now):
+            self._give_up(name, p.Withdraw("another node is preferred", self._rest), now, effects)
+        for name in self._placement.surplus(others, self._held, now):
+            self._give_up(name, p.Withdraw("spread over the nodes", self._rest), now, effects)
+
+    def _give_up(self, name: str, withdraw: p.Withdraw, now: float, effects: list[NodeEffect]) -> None:
+        self._given_up.add(name)
+        self._step(name, withdraw, now, effects)
+
+    @property
+    def _rest(self) -> float:
+        """Seconds for which another node may take what this one has given up."""
+        return self.timing.heartbeat_interval + self.timing.heartbeat_timeout
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    def _take_orders(self, orders: tuple[Order, ...], now: float, effects: list[NodeEffect]) -> None:
+        self.orders = Orders(self._name, orders)
+        self._poll_at = now  # what was forbidden may be allowed now
+        for name in self._given_up:  # it was this node's decision to rest from it, which a preference overrules
+            if self._name in self.orders.preferred(name) and self.contests[name].resting_until < inf:
+                self._step(name, p.Campaign(), now, effects)
+
+    def _obey(self, now: float, effects: list[NodeEffect]) -> None:
+        """End the terms that operators want to end; what they forbid is not tried for in the first place."""
+        if not self.orders:
+            return
+        for name, contest in list(self.contests.items()):
+            if contest.phase not in p.HOLDING or contest.term is None:
+                continue
+            order = self.orders.against(name, contest.term.token)
+            if order is None or (contest.phase is p.Phase.STOPPING and order.patient):
+                continue
+            rest = self._rest if order.kind is Kind.STEP_DOWN else 0.0
+            self._give_up(name, p.Withdraw(order.reason, rest, order.patient), now, effects)

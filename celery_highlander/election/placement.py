@@ -73,6 +73,11 @@ class Placement:
         self._taken_in.clear()
         return True
 
+    def is_there(self, nodes: Iterable[str]) -> bool:
+        """Whether one of these nodes takes part."""
+        wanted = set(nodes)
+        return any(member.eligible and member.node in wanted for member in self.members)
+
     def room(self, held: int) -> int:
         """How many more singletons this node may take by its share, when it has `held` of them."""
         return fair_share(self._total, self._node, self._priority, self.members) - held
@@ -95,14 +100,18 @@ class Placement:
         return now - since > self._patience
 
     def taken(self, name: str, *, beyond_share: bool) -> None:
-        """This node has the lock of `name`."""
+        """This node has the lock of `name`; one that it took beyond its share stays until the members change."""
         self._unled_since.pop(name, None)
         if beyond_share:
             self._taken_in.add(name)
 
     def surplus(self, leading: list[str], held: int, now: float) -> list[str]:
-        """What of `leading` to step down from: it exceeds this node's share; nothing while members come and go."""
+        """What of `leading` to step down from: it exceeds this node's share, without what was taken beyond that."""
+        held -= sum(name in self._taken_in for name in leading)
+        return self.movable(leading, now)[: max(0, -self.room(held))]
+
+    def movable(self, leading: list[str], now: float) -> list[str]:
+        """What of `leading` may be given to another node just for a better place; nothing while members come and go."""
         if now - self._steady_since < STEADY_AFTER:
             return []
-        movable = [name for name in leading if name not in self._taken_in]
-        return movable[: max(0, -self.room(held))]
+        return [name for name in leading if name not in self._taken_in]

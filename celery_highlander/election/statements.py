@@ -10,6 +10,7 @@ from celery_highlander.election import contest as c
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from celery_highlander.election.orders import Order
     from celery_highlander.election.placement import Member
 
 
@@ -47,11 +48,16 @@ class PollRow:
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """The answer to `Poll`. `stopped` has the tokens, by name, of the awaited predecessors that left their mark."""
+    """The answer to `Poll`.
+
+    `stopped` has the tokens, by name, of the awaited predecessors that left their mark; `members` and `orders` are None
+    where they were not asked for.
+    """
 
     rows: tuple[PollRow, ...]
     stopped: Mapping[str, int]
     members: tuple[Member, ...] | None = None
+    orders: tuple[Order, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,10 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """Look at `names`, try for the locks of those in `trying`, look for the marks of `awaited` (name to token)."""
+    """Look at `names`, try for the locks of those in `trying`, look for the marks of `awaited` (name to token).
+
+    With `members` look also who takes part, and what operators have asked for.
+    """
 
     names: tuple[str, ...]
     trying: frozenset[str]
@@ -179,7 +188,13 @@ class ReleaseLock:
 
     name: str
     mark: Mark | None
-    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Show the others whether this node takes part; no answer."""
+
+    taking_part: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,5 +233,16 @@ class Kill:
 
 
 NodeEffect = (
-    OpenSession | CloseSession | Poll | Unlock | Begin | Heartbeat | ReleaseLock | LeaveMarks | Start | Stop | Kill
+    OpenSession
+    | CloseSession
+    | Poll
+    | Unlock
+    | Begin
+    | Heartbeat
+    | ReleaseLock
+    | Show
+    | LeaveMarks
+    | Start
+    | Stop
+    | Kill
 )

@@ -113,7 +113,9 @@ class Keeper:
             who=Identity(hello["node"], hello["worker"], worker.pid),
             priority=hello.get("priority", 0),
             eligible=hello.get("eligible", True),
+            release=hello.get("release", ""),
         )
+        self._orders: tuple[n.Order, ...] = ()
         self._ledger = RunLedger(self._plan, lambda runs: self._tell("runs", runs=runs))
         self._known_target = _known(Target, hello["target"]) if hello["target"] else None
         self._asks_for_target: bool = hello["target"] is None
@@ -325,12 +327,26 @@ class Keeper:
             case n.HeartbeatAnswered(sent_at, runs):
                 if runs:
                     self._desk.feed(r.Beaten(sent_at), now)
+            case n.Polled(orders=orders) if orders is not None and orders != self._orders:
+                self._tell_of(orders)
             case n.Connected():
                 if report.server is not None:
                     self._desk.feed(r.SessionOpen(self._plan.holder(report.session), report.server.instance), now)
             case _:
                 pass
         self._feed(report.event, now)  # type: ignore[arg-type]  # the others are the node's
+
+    def _tell_of(self, orders: tuple[n.Order, ...]) -> None:
+        """Say what operators have asked for, and what is over."""
+        for order in orders:
+            if order not in self._orders:
+                level = logging.WARNING if order.kind.lasts else logging.INFO
+                logger.log(level, "%s: %s", order.name or "everything", order.reason, extra={"action": "order"})
+        for order in self._orders:
+            if order not in orders and order.kind.lasts:
+                what = (order.name or "everything", order.kind.value)
+                logger.warning("%s: the %s is over", *what, extra={"action": "order"})
+        self._orders = orders
 
     def _complain(self, message: str, reason: str, action: str) -> None:
         level = logging.WARNING if self._complaints.is_new(reason) else logging.DEBUG

@@ -37,6 +37,7 @@ class SessionPlan:
         target: returns where to connect to; asked anew for every session, may take its time, may raise.
         keys: the lock key of each singleton.
         group: what the nodes have in common that share them, as shown in `pg_stat_activity`.
+        release: the version of the worker's package.
     """
 
     target: Callable[[], connecting.Target]
@@ -49,6 +50,7 @@ class SessionPlan:
     who: Identity
     priority: int
     eligible: bool
+    release: str = ""
 
     def holder(self, session: int) -> str:
         """What session number `session` of this node is called where runs rely on it."""
@@ -179,6 +181,7 @@ class LockSession(threading.Thread):
         terms = Terms(connection, server, plan.keys, plan.namespace, plan.schema, plan.timing.lease, plan.group)
         terms.check_collisions()
         terms.rehearse(plan.who)
+        terms.enrol(plan.who, plan.release)
         terms.listen()
         holder = plan.holder(self.number)
         runs = RunLocks(connection, server, holder, plan.namespace, plan.schema, plan.timing.lease)
@@ -216,8 +219,9 @@ class LockSession(threading.Thread):
         answer: Event | None = None
         match effect:
             case n.Poll(names, trying, awaited, members):
-                rows = terms.poll(names, trying)
-                return n.Polled(rows, terms.stopped(awaited), terms.members() if members else None)
+                rows, stopped = terms.poll(names, trying), terms.stopped(awaited)
+                more = (terms.members(), terms.orders()) if members else (None, None)
+                return n.Polled(rows, stopped, *more)
             case n.Begin(names):
                 return n.TermsBegun(terms.begin(names, self._plan.who, sent_at))
             case n.Heartbeat(held, acting, for_runs):
@@ -227,9 +231,9 @@ class LockSession(threading.Thread):
                 return n.HeartbeatAnswered(sent_at, for_runs)
             case n.Unlock(names):
                 terms.unlock(names)
-            case n.ReleaseLock(name, mark, leaving):
-                if leaving:
-                    terms.rename(self._plan.name(eligible=False))
+            case n.Show(taking_part):
+                terms.rename(self._plan.name(eligible=taking_part and self._plan.eligible))
+            case n.ReleaseLock(name, mark):
                 terms.release(name, mark)
                 return n.LockReleased(name)
             case n.LeaveMarks(marks):

@@ -56,6 +56,8 @@ CONNECT_TIMEOUT = 3
 ANSWER_TIMEOUT = 5.0
 """Seconds that a command waits for the server to answer."""
 
+_GUESS = "This probably means the server terminated abnormally before or while processing the request."  # of libpq
+
 LOCK_TIMEOUT = 0.2
 """Seconds that a new term waits for a fenced transaction of the old one, before it gives the lock back for now."""
 
@@ -303,5 +305,6 @@ def plain(error: Exception, target: Target) -> str:
     if isinstance(error, HighlanderError):
         return str(error)
     if isinstance(error, DBAPIError):
-        return without_password(str(error.orig), target) or type(error.orig).__name__
+        told = without_password(str(error.orig), target).replace(_GUESS, "").strip()
+        return told or type(error.orig).__name__
     return without_password(f"{type(error).__name__}: {error}", target)

@@ -117,12 +117,42 @@ values (-1, '', 0, '', '', '', '')""",
 )""",
         "create index highlander_waiting_task on {prefix}waiting (task_id)",
     ),
+    (
+        # Who takes part: names for what `pg_stat_activity` shows as a uuid. Whether a node lives, that view says.
+        """create table {prefix}node (
+    node text primary key,
+    namespace text not null,
+    worker text not null,
+    pid integer not null,
+    release text not null,
+    seen_at timestamptz not null default clock_timestamp()
+)""",
+        # What operators ask of the nodes. `name` is empty for every singleton; `node` is the uuid of the one to drain,
+        # or the worker that is preferred; `token` is of the term that has to end. Over when `until` has passed.
+        """create table {prefix}order (
+    namespace text not null,
+    kind text not null,
+    name text not null default '',
+    node text not null default '',
+    token bigint,
+    patient boolean not null default true,
+    reason text not null default '',
+    asked_by text not null default '',
+    asked_at timestamptz not null default clock_timestamp(),
+    until timestamptz,
+    primary key (namespace, kind, name, node)
+)""",
+    ),
 )
 VERSION = len(MIGRATIONS)
 RUN_VERSION = 3
 """The version that brought the tables of singleton runs."""
 
-ELECTION_RIGHTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("singleton", "term"), ("select", "insert", "update"))
+ELECTION_RIGHTS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("singleton", "term"), ("select", "insert", "update")),
+    "node": ("select", "insert", "update", "delete"),
+    "order": ("select", "delete"),
+}
 BEAT_RIGHTS: Mapping[str, tuple[str, ...]] = {
     "entry": ("select", "insert", "update"),
     "tick": ("select", "insert", "update", "delete"),
@@ -130,6 +160,9 @@ BEAT_RIGHTS: Mapping[str, tuple[str, ...]] = {
 RUN_RIGHTS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("runner", "run", "waiting"), ("select", "insert", "update", "delete")
 )
+
+ORDER_RIGHTS: Mapping[str, tuple[str, ...]] = {"order": ("select", "insert", "update", "delete")}
+"""What an operator's role may do beside reading."""
 
 _MIGRATION_LOCK = int.from_bytes(b"highland", "big")  # one migration at a time in a database
 
@@ -153,6 +186,7 @@ def grants(schema: str, role: str) -> str:
         f"{usage}grant select, insert, update on {names}singleton, {names}term to {role}; "
         f"grant select, insert, update, delete on {names}entry, {names}tick to {role}; "
         f"grant select, insert, update, delete on {names}runner, {names}run, {names}waiting to {role}; "
+        f"grant select, insert, update, delete on {names}node, {names}order to {role}; "
         f"grant delete on {names}term to {role}; grant select on {names}migration to {role};"
     )
 

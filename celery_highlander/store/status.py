@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.config import BEAT
 from celery_highlander.errors import SchemaError, StandbyServerError
+from celery_highlander.store import orders
 from celery_highlander.store.connecting import (
     ANSWER_TIMEOUT,
     STANDBY_CURE,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
+READ_TABLES = ("singleton", "term", "order", "node", "migration")
+"""The tables that a role has to be able to read to see who leads what."""
+
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
@@ -41,7 +45,8 @@ class SingletonStatus:
 
     Attributes:
         state: `leading`, `waiting` (holds the lock, waits for its predecessor's lease), `silent` (holds the lock, but
-            was not heard of for longer than its lease), `free` (nobody holds the lock).
+            was not heard of for longer than its lease), `paused` (nobody holds the lock, as an operator wants it),
+            `free` (nobody holds the lock).
         node: the holder's uuid; `worker`: its Celery node name; `pid`: its worker's; None where nobody holds the lock.
         since: since when the term has acted (began, while it waits).
         age: how long that is, in seconds, by the server's clock.
@@ -49,6 +54,7 @@ class SingletonStatus:
         idle: seconds since its last heartbeat, by the server's clock.
         standbys: nodes whose lock sessions live, beside the holder.
         last_ended_at, last_reason: how the last term that is over ended.
+        paused: who has paused it, and why; None where it is not. It may be led for a moment yet.
     """
 
     name: str
@@ -64,6 +70,7 @@ class SingletonStatus:
     standbys: int
     last_ended_at: datetime | None
     last_reason: str | None
+    paused: str | None = None
 
     @property
     def lease_left(self) -> float | None:
@@ -115,7 +122,7 @@ def read(
         target,
         f"highlander-status {namespace}",
         schema,
-        ("singleton", "term", "migration"),
+        READ_TABLES,
         lambda connection: read_with(connection, namespace, schema, keys, alone),
     )
 
@@ -174,11 +181,10 @@ def read_with(
 def _read(
     connection: Connection, namespace: str, schema: str, keys: Mapping[str, int], alone: Mapping[str, int]
 ) -> list[SingletonStatus]:
-    if not version_of(connection, schema):
-        raise SchemaError(
-            f"there are no tables {prefix(schema)}* in this database yet.",
-            "Start a worker, or run `celery -A proj highlander migrate`.",
-        )
+    version = version_of(connection, schema)
+    if not version:
+        raise no_tables(schema)
+    pauses = [] if version < orders.ORDER_VERSION else orders.read(connection, namespace, schema)
     activity = connection.execute(
         text("select application_name from pg_stat_activity where datname = current_database()")
     ).all()
@@ -192,8 +198,24 @@ def _read(
     for key, token, *row in rows:
         if token is not None or names[key] in keys:
             nodes = (workers if names[key] in keys else set()) | (beats if names[key] == BEAT else set())
-            found[key] = _status_of(names[key], namespace, nodes, token, *row)
+            found[key] = _with_pause(_status_of(names[key], namespace, nodes, token, *row), pauses)
     return [found[key] for key in names if key in found]
+
+
+def no_tables(schema: str) -> SchemaError:
+    """What to raise where there are no tables yet."""
+    return SchemaError(
+        f"there are no tables {prefix(schema)}* in this database yet.",
+        "Start a worker, or run `celery -A proj highlander migrate`.",
+    )
+
+
+def _with_pause(found: SingletonStatus, standing: Sequence[orders.StandingOrder]) -> SingletonStatus:
+    pause = next((order for order in standing if order.pauses(found.name)), None)
+    if pause is None:
+        return found
+    told = f"by {pause.asked_by}" + (f": {pause.reason}" if pause.reason else "")
+    return replace(found, paused=told, state="paused" if found.state == "free" else found.state)
 
 
 def _status_of(

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.election.node import Mark, PollRow
+from celery_highlander.election.orders import Kind, Order
 from celery_highlander.election.placement import Member
 from celery_highlander.election.protocol import BeginFailed, Begun, Predecessor
 from celery_highlander.errors import KeyCollisionError, LockSessionError
@@ -32,6 +33,9 @@ marks: that of the present term, which the next one reads, and that of its prede
 while it waits. Both are among the newest. And should a row be gone all the same, then there is no mark, and a
 successor waits for the whole lease.
 """
+
+KEPT_NODES = 86400
+"""Seconds for which a node that is gone stays on record."""
 
 _EPOCH_2020 = 1577836800
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -172,6 +176,23 @@ class Terms:
         found = (member_of(name, self._group) for (name,) in self._run("members"))
         return tuple(sorted((member for member in found if member), key=lambda member: member.node))
 
+    def enrol(self, who: Identity, release: str) -> None:
+        """Put this node on record, and delete what is of nodes that have been gone for a day."""
+        values = {"node": who.node, "worker": who.worker, "pid": who.pid}
+        self._run("enrol", namespace=self._namespace, release=release, **values)
+        self._run("forget_nodes", kept=f"{KEPT_NODES} s")
+        self._run("forget_orders")
+
+    def orders(self) -> tuple[Order, ...]:
+        """Return what operators ask of the nodes of the namespace; kinds that a later release knows are left out."""
+        rows = self._run("orders", namespace=self._namespace)
+        known = {kind.value for kind in Kind}
+        return tuple(
+            Order(Kind(kind), name, reason, patient, token, frozenset(nodes or ()))
+            for kind, name, reason, patient, token, nodes in rows
+            if kind in known
+        )
+
     def begin(self, names: Iterable[str], who: Identity, sent_at: float) -> dict[str, Begun | BeginFailed]:
         """Record a term for each name whose lock this session holds.
 
@@ -292,6 +313,28 @@ where t.stopped_at is not null""",
     "members": """
 select application_name from pg_stat_activity
 where datname = current_database() and application_name like 'highlander %'""",
+    "enrol": """
+insert into {prefix}node (node, namespace, worker, pid, release)
+values (:node, :namespace, :worker, :pid, :release)
+on conflict (node) do update set worker = excluded.worker, seen_at = clock_timestamp()""",
+    "forget_nodes": """
+delete from {prefix}node n where n.seen_at < clock_timestamp() - cast(:kept as interval) and not exists (
+    select from pg_stat_activity a where a.datname = current_database() and a.application_name like 'highlander %'
+        and split_part(a.application_name, ' ', 3) = n.node
+)""",
+    "forget_orders": """
+delete from {prefix}order o where o.until < clock_timestamp()
+    or (o.kind = 'drain' and not exists (select from {prefix}node n where n.node = o.node))""",
+    "orders": """
+select o.kind, o.name,
+    concat_ws(' ', o.kind, nullif(o.node, ''), 'asked for by', concat_ws(': ', o.asked_by, nullif(o.reason, ''))),
+    o.patient, o.token,
+    case o.kind when 'drain' then array[o.node] when 'prefer' then array(
+        select n.node from {prefix}node n where n.namespace = o.namespace and n.worker = o.node
+    ) end
+from {prefix}order o
+where o.namespace = :namespace and (o.until is null or o.until > clock_timestamp())
+order by o.kind, o.name, o.node""",
     "begin": """
 with before as materialized (
     select s.key, s.token, s.heartbeats, s.owed, s.instance = :instance as same_instance

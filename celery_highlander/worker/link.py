@@ -17,6 +17,7 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -390,6 +391,7 @@ class KeeperLink:
             migrate=settings.migrate,
             priority=settings.priority,
             eligible=settings.eligible,
+            release=version("celery-highlander"),
             on_stuck=settings.on_stuck,
             progress_timeout=settings.progress_timeout,
             unmarked=self._unmarked,

@@ -49,6 +49,7 @@ class Node:
         self.keys = {name: lock_key(self.namespace, name) for name in self.names}
         self.terms = Terms(self.connection, self.server, self.keys, self.namespace, self.schema, self.lease)
         self.terms.listen()
+        self.terms.enrol(self.who, "0.1.0")
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -106,7 +106,7 @@ def test_tokens_rise_where_the_tables_were_dropped_and_made_anew(url: str, datab
         before = node.lead().token
     database.execute(
         "drop table highlander_singleton, highlander_term, highlander_entry, highlander_tick, highlander_runner, "
-        "highlander_run, highlander_waiting, highlander_migration"
+        "highlander_run, highlander_waiting, highlander_node, highlander_order, highlander_migration"
     )
     # The floor is the server's clock in seconds; a second later is the earliest that a token can differ by it.
     wait_until(

@@ -52,7 +52,8 @@ def make_role(database: Database) -> None:
 
 def grant_role(database: Database) -> None:
     """Let the role use the tables, which somebody else has made."""
-    database.execute(f"grant select, insert, update, delete on highlander_singleton, highlander_term to {ROLE}")
+    tables = "highlander_singleton, highlander_term, highlander_node, highlander_order"
+    database.execute(f"grant select, insert, update, delete on {tables} to {ROLE}")
     database.execute(f"grant select on highlander_migration to {ROLE}")
 
 

@@ -108,7 +108,8 @@ def test_a_role_that_may_not_use_the_ledger_is_told_the_sql(
         with_all_rights = beats()
         with_all_rights.command("highlander", "migrate")
         postgres.execute(
-            "grant select, insert, update on highlander_singleton, highlander_term to clerk;"
+            "grant select, insert, update, delete on "
+            "highlander_singleton, highlander_term, highlander_node, highlander_order to clerk;"
             "grant select on highlander_migration to clerk"
         )
         beat = beats(postgres.url(user="clerk", password=PASSWORD)).start_beat()

@@ -121,7 +121,10 @@ def test_missing_rights_are_an_error_that_the_printed_sql_cures(postgres: Databa
     unused = {"rights of the beat": "warning", "rights of singleton tasks": "warning"}
     assert levels(checks) == {"rights": "error", **unused}
     assert "select on highlander_singleton" in checks["rights"]["message"]
-    postgres.execute("grant select, insert, update on highlander_singleton, highlander_term to clerk")
+    postgres.execute(
+        "grant select, insert, update, delete on "
+        "highlander_singleton, highlander_term, highlander_node, highlander_order to clerk"
+    )
     checks = doctor(url)
     assert levels(checks) == unused
     assert "select on highlander_entry" in checks["rights of the beat"]["message"]
@@ -133,7 +136,10 @@ def test_missing_rights_are_an_error_that_the_printed_sql_cures(postgres: Databa
 def test_missing_rights_of_a_part_that_is_in_use_are_an_error(postgres: Database, clerk: str) -> None:
     invoke(["migrate"], {"highlander_url": postgres.url(password=PASSWORD)})
     postgres.execute("grant select on highlander_migration to clerk")
-    postgres.execute("grant select, insert, update on highlander_singleton, highlander_term to clerk")
+    postgres.execute(
+        "grant select, insert, update, delete on "
+        "highlander_singleton, highlander_term, highlander_node, highlander_order to clerk"
+    )
     url = postgres.url(user=clerk, password=PASSWORD)
     beat, runs = "rights of the beat", "rights of singleton tasks"
     assert levels(doctor(url, highlander_beat=True)) == {beat: "error", runs: "warning"}

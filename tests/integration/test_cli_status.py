@@ -109,7 +109,10 @@ def test_a_role_that_may_only_read_is_enough(postgres: Database) -> None:
         one.heartbeat({"ledger": one.lead().token}, {"ledger"})
         postgres.execute("create role reader login")
         try:
-            postgres.execute("grant select on highlander_singleton, highlander_term, highlander_migration to reader")
+            postgres.execute(
+                "grant select on "
+                "highlander_singleton, highlander_term, highlander_order, highlander_migration to reader"
+            )
             entry = shown(postgres.url(user="reader", password=PASSWORD))
             assert (entry["state"], entry["leader"]) == ("leading", "n1@arena")
             assert entry["lease_left"] > 0

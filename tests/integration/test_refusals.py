@@ -105,7 +105,10 @@ def test_a_role_without_rights_is_told_the_sql(postgres: Database, clerk: str, c
     assert "may not use or create the tables highlander_*: permission denied" in said
     assert "grant select, insert, update on highlander_singleton, highlander_term to <role>;" in said
     postgres.execute(str(workers.command("highlander", "migrate", "--sql").stdout))
-    postgres.execute("grant select, insert, update on highlander_singleton, highlander_term to clerk")
+    postgres.execute(
+        "grant select, insert, update, delete on "
+        "highlander_singleton, highlander_term, highlander_node, highlander_order to clerk"
+    )
     postgres.execute("grant select on highlander_migration to clerk")
     workers.start("-X", "highlander")
     wait_until(lambda: "highlander" in Cluster.acting(workers), LIMIT, "the worker to lead once it may")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from celery_highlander.election import node as n
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from celery_highlander.election.placement import Member
     from tests.simulator.referee import Referee
 
-Statement = n.Poll | n.Unlock | n.Begin | n.Heartbeat | n.ReleaseLock | n.LeaveMarks
+Statement = n.Poll | n.Unlock | n.Begin | n.Heartbeat | n.ReleaseLock | n.Show | n.LeaveMarks
 
 TOKENS_PER_TIMELINE = 1 << 32
 
@@ -123,17 +124,19 @@ class LockServer:
             case n.Unlock():
                 for name in statement.names:
                     self._unlock(session, name)
-                return None
             case n.ReleaseLock():
                 if statement.mark is not None:
                     self._mark((statement.mark,))
                 self._unlock(session, statement.name)
                 self.notified = True
                 return n.LockReleased(statement.name)
+            case n.Show():
+                session.member = replace(session.member, eligible=statement.taking_part)
             case n.LeaveMarks():
                 self._mark(statement.marks)
                 self.notified = True
                 return n.MarksLeft(statement.marks)
+        return None
 
     def _poll(self, session: Session, poll: n.Poll, snapshot: Mapping[str, Row]) -> n.Polled:
         rows = []

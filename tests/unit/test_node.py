@@ -241,7 +241,7 @@ def test_a_step_down_releases_only_after_the_work_is_dead() -> None:
     assert bench.one(n.Stop).kill_deadline == START + TIMING.drain_timeout
     assert not bench.asked(n.ReleaseLock)
     bench.tell(p.WorkStopped())
-    assert bench.one(n.ReleaseLock) == n.ReleaseLock("beat", n.Mark("beat", 8, "asked"), leaving=True)
+    assert bench.one(n.ReleaseLock) == n.ReleaseLock("beat", n.Mark("beat", 8, "asked"))
     bench.feed(n.LockReleased("beat"))
     assert bench.phase() is p.Phase.STANDBY
     assert bench.node.leaving
@@ -354,7 +354,7 @@ def test_a_surplus_is_given_away_when_another_node_has_been_there_for_a_while() 
 def test_a_term_that_cannot_be_recorded_keeps_no_other_from_leading() -> None:
     bench = Bench("a", "b").connect().poll_answered("a", "b")
     bench.feed(n.TermsBegun({"a": p.BeginFailed(1.0), "b": p.Begun(8, bench.now, STOPPED)}))
-    assert bench.one(n.ReleaseLock) == n.ReleaseLock("a", None, leaving=False)
+    assert bench.one(n.ReleaseLock) == n.ReleaseLock("a", None)
     assert bench.one(n.Start).name == "b"
 
 
