@@ -22,6 +22,7 @@ from celery.schedules import crontab
 from celery.utils.time import maybe_make_aware
 
 from celery_highlander.beat.due import Missed, is_predictable, look
+from celery_highlander.beat.events import tell_of_skipped
 from celery_highlander.beat.publishing import uninterrupted
 from celery_highlander.config import OTHERS
 from celery_highlander.store.ticks import Advance, Tick, tick_id
@@ -226,6 +227,7 @@ class LedgerScheduler(Scheduler):
                 max(advance.last_run_at for advance in advances).isoformat(),
                 extra={"action": "ticks_skipped"},
             )
+            tell_of_skipped(self.app, {advance.entry: advance.skipped for advance in advances})
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 

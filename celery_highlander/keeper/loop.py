@@ -15,7 +15,7 @@ import random
 import selectors
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from math import inf
 from typing import Any, TypeVar
 
@@ -48,8 +48,9 @@ CONNECT_LIMIT = 10.0
 TARGET_TIMEOUT = 5.0
 """Seconds for the worker to tell where to connect to."""
 
-HAND_ON_REST = 30.0
-"""Seconds for which a node rests from a singleton that keeps failing here, so that another one gets its chance."""
+HAND_ON_RESTS = (30.0, 60.0, 120.0, 300.0, 600.0)
+"""Seconds for which a node rests from a singleton that keeps failing here, so that another one gets its chance: the
+longer, the more often in a row it has failed."""
 
 FLUSH_AGAIN = 0.01
 """Seconds before the rest of a burst of messages is sent to a worker that is busy reading the first ones."""
@@ -141,6 +142,7 @@ class Keeper:
         self._worker_frozen = False
         self._worker_deaf = False
         self._overdue: dict[str, tuple[float, str]] = {}  # work of the worker: when to kill the worker for it, and why
+        self._failures: Counter[str] = Counter()  # how often in a row a process was handed on
         self._dying: set[Victim] = set()
         self._orphaned: list[SingletonProcess] = []  # their supervisors were killed; what these adopted is being killed
         self._trace = open_trace()
@@ -685,11 +687,15 @@ class Keeper:
         if process.restart_at < inf:
             logger.warning("the process of %r ended (%s); again soon", process.name, process.how, extra=_ENDED)
         elif process.stopping:
+            del self._failures[process.name]  # it worked here until it was told to stop
             self._process_over(process, "", 0.0)
         else:
             reason = process.how if process.handed_on else f"its process keeps ending here ({process.how})"
             logger.error("%r is handed on: %s", process.name, reason, extra=_ENDED)
-            self._process_over(process, reason, HAND_ON_REST)
+            self._tell("failed", name=process.name, token=process.token, reason=reason)
+            rest = HAND_ON_RESTS[min(self._failures[process.name], len(HAND_ON_RESTS) - 1)]
+            self._failures[process.name] += 1
+            self._process_over(process, reason, rest)
 
     def _strays(self) -> list[int]:
         return strays(self._launcher, list(self._processes.values()))

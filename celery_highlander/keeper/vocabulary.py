@@ -79,6 +79,7 @@ KEEPER_SAYS: Vocabulary = {
     "ended": {**_TERM, "reason": _TEXT},
     "phase": {"name": _TEXT, "phase": _TEXT, "token": _WHOLE_OR_NONE},
     "process": {**_TERM, "pid": _WHOLE},
+    "failed": {**_TERM, "reason": _TEXT},
     "log": {"level": _WHOLE, "message": _TEXT},
     "runs": {"runs": _rows_of(_ID, _ID, _FLAG)},
 }

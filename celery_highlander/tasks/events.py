@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.utils.imports import symbol_by_name
 
 from celery_highlander.tasks.singleton import SKIPPED, singleton_tasks
+from celery_highlander.worker.monitoring import let_pass
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 SKIPPED_EVENT = "highlander-run-skipped"
 """With the fields `uuid` (the task id), `key` and `task`."""
 
-_GROUP = SKIPPED_EVENT.partition("-")[0]
 _BEGINNING, _END = f"{{'{SKIPPED}': '", "'}"
 
 
@@ -41,17 +41,14 @@ class _AnnouncesSkips:
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # as Celery has it
         super().send_event(type, **fields)  # type: ignore[misc]  # there is one behind this class
         key = key_in(fields.get("result")) if type == "task-succeeded" else None
-        if key is not None and self._eventer:
-            _follow_task_events(self._eventer)
+        if key is not None and self._eventer and _lets_tasks_pass(self._eventer):
+            let_pass(self._eventer)
             super().send_event(SKIPPED_EVENT, key=key, task=str(self.task.name))  # type: ignore[misc]  # as above
 
 
-def _follow_task_events(eventer: Any) -> None:
-    """Let our events pass where those of tasks do, also after `celery control enable_events`."""
-    if "task" in eventer.groups:
-        eventer.groups.add(_GROUP)
-    elif eventer.groups:
-        eventer.groups.discard(_GROUP)
+def _lets_tasks_pass(eventer: Any) -> bool:
+    """Whether task events are sent, which `celery control enable_events` may have changed."""
+    return not eventer.groups or "task" in eventer.groups
 
 
 def key_in(result: object) -> str | None:

@@ -16,7 +16,7 @@ from celery_highlander.tasks.client import spare_this_process
 from celery_highlander.tasks.events import announce_skips
 from celery_highlander.tasks.singleton import singleton_tasks
 from celery_highlander.tasks.sweep import Sweeper
-from celery_highlander.worker import children, pools
+from celery_highlander.worker import banner, children, pools
 from celery_highlander.worker.broker import BrokerWatch, expect_signs, is_in_the_way
 from celery_highlander.worker.consumers import Consumers
 from celery_highlander.worker.deadman import DeadMansSwitch
@@ -24,6 +24,7 @@ from celery_highlander.worker.highlander import Highlander, path_of_app
 from celery_highlander.worker.inside import TasksInside
 from celery_highlander.worker.leadership import TermInfo
 from celery_highlander.worker.link import KeeperLink, LinkPlan
+from celery_highlander.worker.monitoring import Monitors
 from celery_highlander.worker.once import RunOnce
 from celery_highlander.worker.progress import LoopWatch
 from celery_highlander.worker.queues import QueueWork
@@ -123,6 +124,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         # A pool child that is not forked but spawned imports what is listed here, and nothing else of ours.
         w.app.conf.include = (*w.app.conf.include, _CHILDREN)
         self._prepare_queues(w, link, queues, highlander.concurrency(settings))
+        link.monitors = Monitors(self.consumers)
+        banner.show(w, highlander, settings, queues, processes)
         self.link = link
         self.queues, self.processes = queues, processes
         return link
@@ -227,6 +230,7 @@ def describe(step: HighlanderStep) -> dict[str, Any]:
                 "phase": shown.phases.get(name, "standby"),
                 "token": shown.tokens.get(name),
                 "since": shown.since.get(name),
+                "paused": name in step.link.paused,
                 "pid": shown.pids.get(name, os.getpid() if name in step.queues else None),
             }
             for name in names

@@ -103,6 +103,11 @@ class Consumers:
                 work.connection_lost()
 
     @property
+    def consumer(self) -> Consumer | None:
+        """The worker's consumer; None while there is no connection to the broker."""
+        return self._consumer
+
+    @property
     def is_running(self) -> bool:
         """Whether the consumer's loop runs, or is about to."""
         return self._consumer is not None and not self.closing

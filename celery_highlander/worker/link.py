@@ -28,7 +28,7 @@ from celery_highlander.keeper import children, marks
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.victims import reap_inherited
 from celery_highlander.keeper.vocabulary import KEEPER_SAYS
-from celery_highlander.worker import native, signals
+from celery_highlander.worker import monitoring, native, signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from celery_highlander.store.connecting import Target
     from celery_highlander.worker.broker import BrokerWatch
     from celery_highlander.worker.deadman import DeadMansSwitch
+    from celery_highlander.worker.monitoring import Monitors
     from celery_highlander.worker.once import RunOnce
 
 logger = logging.getLogger("celery_highlander")
@@ -142,6 +143,7 @@ class KeeperLink:
         switch: has the kernel kill this worker at the end of the lease, where its tasks run in this very process.
         once: what waits for the ledger's word on ticks that may have run already.
         announce: runs a function that tells the application of something, on a thread where that is allowed.
+        monitors: hear of everything, too.
     """
 
     def __init__(self, plan: LinkPlan, broker: BrokerWatch | None) -> None:
@@ -152,6 +154,7 @@ class KeeperLink:
         self.switch: DeadMansSwitch | None = None
         self.once: RunOnce | None = None
         self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
+        self.monitors: Monitors | None = None
         self._timing = plan.settings.timing
         self.node = uuid.uuid4().hex[:12]
         self.snapshot = Snapshot()
@@ -172,6 +175,7 @@ class KeeperLink:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._campaigning: set[str] = set()
+        self._paused: set[str] = set()  # on this node, by remote control
         self._without_broker = False
         self._hung = False
         self._stuck = False
@@ -189,6 +193,11 @@ class KeeperLink:
     def keeper_pid(self) -> int | None:
         """The keeper's pid; None while there is none."""
         return self._keeper.pid if self._keeper is not None else None
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """What this node has been told by remote control not to lead."""
+        return frozenset(self._paused)
 
     def start(self, timeout: float) -> None:
         """Start the keeper, and wait for its first word from the database, for `timeout` seconds at most.
@@ -221,6 +230,25 @@ class KeeperLink:
                 self._leaving = True
                 self._is_patient = patient
                 self._withdraw(list(self._plan.keys), reason, None, patient)
+
+        self._order(order)
+
+    def pause(self, name: str, reason: str) -> None:
+        """Take no part in the election of `name` until `resume`; running tasks may finish."""
+
+        def order() -> None:
+            self._paused.add(name)
+            self._tell("withdraw", names=[name], reason=reason, rest=None, patient=True)
+
+        self._order(order)
+
+    def resume(self, name: str) -> None:
+        """Take part again, where `pause` had ended that."""
+
+        def order() -> None:
+            self._paused.discard(name)
+            if name in self._campaigning:
+                self._tell("campaign", names=[name])
 
         self._order(order)
 
@@ -403,7 +431,7 @@ class KeeperLink:
             },
         )
         self._unmarked = []
-        self._tell("campaign", names=sorted(self._campaigning))
+        self._tell("campaign", names=sorted(self._campaigning - self._paused))
         if self.once is not None:
             self.once.ask_again()
 
@@ -476,9 +504,10 @@ class KeeperLink:
             case "ended":
                 self._ended(message["name"], message["token"], message["reason"])
             case "phase":
-                phases = {**self.snapshot.phases, message["name"]: message["phase"]}
-                tokens = {**self.snapshot.tokens, message["name"]: message["token"]}
-                self._show(phases=phases, tokens=tokens)
+                self._show_phase(message["name"], message["phase"], message["token"])
+            case "failed":
+                reason = {"reason": message["reason"]}
+                self._tell_monitors(monitoring.SINGLETON_FAILED, message["name"], message["token"], **reason)
             case "launcher_ready":
                 logger.info("highlander: singleton processes can run here")
             case "process":
@@ -497,6 +526,11 @@ class KeeperLink:
         old = self.snapshot
         values = {name: getattr(old, name) for name in old.__dataclass_fields__}
         self.snapshot = Snapshot(**{**values, **changes})
+
+    def _show_phase(self, name: str, phase: str, token: int | None) -> None:
+        self._show(phases={**self.snapshot.phases, name: phase}, tokens={**self.snapshot.tokens, name: token})
+        if phase == "waiting":
+            self._tell_monitors(monitoring.TAKEOVER_WAITING, name, token)
 
     def _refused(self, message: Message) -> None:
         error = ERRORS_BY_CODE.get(message["code"], LockSessionError)(message["message"], message["hint"])
@@ -523,7 +557,7 @@ class KeeperLink:
     def _campaign(self, names: list[str]) -> None:
         if not self._leaving and self._plan.settings.eligible:
             self._campaigning.update(names)
-            self._tell("campaign", names=names)
+            self._tell("campaign", names=[name for name in names if name not in self._paused])
 
     def _withdraw(self, names: list[str], reason: str, rest: float | None, patient: bool) -> None:
         if rest is None:
@@ -541,6 +575,7 @@ class KeeperLink:
             self._process_terms[name] = token
         self._show(since={**self.snapshot.since, name: now})
         self.announce(lambda: signals.leader_elected.send(sender=name, token=token))
+        self._tell_monitors(monitoring.ELECTED, name, token)
 
     def _stop(self, name: str, token: int, reason: str, kill_at: float | None, *, lost: bool) -> None:
         self._ends[name] = (reason, lost)
@@ -576,9 +611,15 @@ class KeeperLink:
         if lost:
             logger.warning("lost %r, token %s: %s", name, token, why, extra={"action": "lost"})
             self.announce(lambda: signals.leadership_lost.send(sender=name, token=token, reason=why))
+            self._tell_monitors(monitoring.LOST, name, token, reason=why)
         else:
             logger.info("stepped down from %r, token %s: %s", name, token, why, extra={"action": "stepped_down"})
             self.announce(lambda: signals.leader_stepped_down.send(sender=name, token=token, reason=why))
+            self._tell_monitors(monitoring.STEPPED_DOWN, name, token, reason=why)
+
+    def _tell_monitors(self, type_: str, name: str, token: int | None, **more: object) -> None:
+        if self.monitors is not None:
+            self.monitors.tell(type_, singleton=name, token=token, **more)
 
     def _look_whether_released(self) -> None:
         busy = self._held or self._process_terms or self._reported or set(self.snapshot.phases.values()) - {"standby"}

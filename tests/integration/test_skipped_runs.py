@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from celery.utils.saferepr import saferepr
 
 from celery_highlander.tasks.events import SKIPPED_EVENT, key_in
 from celery_highlander.tasks.singleton import SKIPPED
+from tests.arena.monitor import Monitor
 from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from celery import Celery
 
     from tests.integration.keyed import KeyedCluster
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 LIMIT = 60.0
 KEY = 'hold(account="one")'
-
-
-class Monitor:
-    """Receives the events of a cluster, as `celery events` does."""
-
-    def __init__(self, app: Celery) -> None:
-        self.events: list[dict[str, Any]] = []
-        self._app = app
-        self._stopped = False
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def _run(self) -> None:
-        with self._app.connection_for_read() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self.events.append})
-            with receiver.consumer_context(wakeup=False) as (own, _, _):
-                self._ready.set()
-                while not self._stopped:
-                    with contextlib.suppress(TimeoutError):
-                        own.drain_events(timeout=0.2)
-
-    def close(self) -> None:
-        self._stopped = True
-        self._thread.join(LIMIT)
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in list(self.events) if event["type"] == kind]
-
-    def has(self, kind: str, task_id: str) -> bool:
-        return any(event["uuid"] == task_id for event in self.of(kind))
 
 
 @pytest.fixture
