@@ -19,7 +19,7 @@ import pytest
 import yaml
 from celery import Celery
 
-from celery_highlander import Highlander, singleton_task
+from celery_highlander import Highlander, SingletonTask
 from celery_highlander.cli import highlander as commands
 from celery_highlander.config import Settings
 from celery_highlander.errors import ERRORS_BY_CODE
@@ -112,11 +112,10 @@ def test_the_tests_that_a_page_shows_pass() -> None:
     shown: dict[str, Any] = {"app": app}
     ran = 0
 
-    @singleton_task(unique_on=["account_id"])
+    @app.task(name="shown.sync_account", base=SingletonTask, singleton={"unique_on": ["account_id"]})
     def sync_account(account_id: str) -> None: ...
 
-    app.finalize()
-    shown["sync_account"] = app.tasks[sync_account.name]
+    shown["sync_account"] = sync_account
     for block in blocks("python"):
         if block.page == page:
             exec(compile("\n" * (block.line - 1) + block.source, str(ROOT / page), "exec"), shown)
