@@ -205,7 +205,7 @@ def test_work_that_does_not_stop_is_told(shop: Cluster, tmp_path: Path) -> None:
     options = ("-P", "solo", "--highlander-http-address", f"127.0.0.1:{port}")
     shop.start(*scenes.QUIET, "-X", QUEUE, *options, conf={"highlander_on_stuck": "continue"})
     shop.leader(QUEUE)
-    shop.app.send_task("tests.arena.shop.unreachable", args=(0, 0.01), queue=QUEUE)
+    shop.app.send_task("tests.arena.shop.sleeps", args=(0, 600.0), queue=QUEUE)
     wait_until(lambda: shop.referee().task_runs(QUEUE), LIMIT, "a task that cannot be interrupted")
     prometheus = Prometheus(tmp_path / "prometheus", [port])
     try:
