@@ -147,5 +147,5 @@ def test_every_test_file_that_a_page_names_is_there() -> None:
 def test_every_page_that_the_readme_links_to_is_there() -> None:
     readme = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\(((?:docs/|\w+\.md)[^)#]*)", readme)
-    assert len(links) > 10
+    assert len(links) > 8
     assert [link for link in links if not (ROOT / link).exists()] == []
