@@ -26,6 +26,8 @@ from celery_highlander.tasks import events as task_events
 from celery_highlander.tasks.options import SingletonOptions
 from celery_highlander.worker import control, monitoring, signals
 from celery_highlander.worker.highlander import WORKER_OPTIONS
+from celery_highlander.worker.metrics import METRICS, REASONS
+from celery_highlander.worker.metrics import PREFIX as PREFIX_OF_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -64,7 +66,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "What is a singleton": ("queues", "queue_concurrency", "processes", "beat"),
     "Timings": (*DURATIONS, "on_stuck"),
     "Beat": ("beat_scheduler", "beat_missed", "beat_grace_time", "beat_once"),
-    "By node": ("eligible", "priority"),
+    "By node": ("eligible", "priority", "http_address"),
 }
 """The settings by the section of the page; those that are in none come last, so that none is left out."""
 
@@ -157,7 +159,7 @@ def exit_codes() -> str:
     rows = (
         (EX_OK, "all is well, or done"),
         (EX_PROBLEM, "a singleton is led by nobody; a check found an error; not done in time, or it makes no sense"),
-        (EX_UNAVAILABLE, "the database (or, for `free` and `sweep`, the broker) cannot be reached"),
+        (EX_UNAVAILABLE, "the database (for `free` and `sweep` the broker, for `health` the worker) cannot be reached"),
         (EX_CONFIG, "settings, rights or tables are not in order"),
     )
     return table(("code", "meaning"), ((str(code), meaning) for code, meaning in rows))
@@ -218,6 +220,24 @@ def signal_table() -> str:
     names = [name for name, value in vars(signals).items() if isinstance(value, Signal)]
     rows = [(f"`{name}`", *_SIGNALS[name]) for name in names]
     return table(("signal", "sender", "arguments"), rows)
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def metrics() -> str:
+    """Return a table of the metrics."""
+    rows = [
+        (f"`{PREFIX_OF_METRICS}{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.text)
+        for one in METRICS
+    ]
+    return table(("metric", "type", "labels", "what it says"), rows)
+
+
+def reason_classes() -> str:
+    """Return the classes of reasons."""
+    names = sorted({name for _, name in REASONS} | {"database", "elected"})
+    return ", ".join(f"`{name}`" for name in names) + ".\n"
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -297,6 +317,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "errors": error_codes,
     "events": events,
     "signals": signal_table,
+    "metrics": metrics,
+    "reason-classes": reason_classes,
     "tables": tables,
     "tables-sql": sql,
     "tables-grants": grants,

@@ -190,6 +190,8 @@ class Terminal:
             assert time.monotonic() < deadline, f"{self._services} were started, and these take part: {nodes}"
             with contextlib.suppress(CommandError):  # before the tables are there
                 nodes = json.loads(self.type("celery -A shop highlander status --nodes --json"))["nodes"]
+        # Those that the page has ended may take a moment.
+        self.type(f"for i in $(seq 300); do test $(jobs -rp | wc -l) -eq {self._services} && break; sleep 0.1; done")
         self.type(f"test $(jobs -rp | wc -l) -eq {self._services}")
 
     def _start_worker_if_there_is_none(self) -> None:
