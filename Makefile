@@ -49,7 +49,7 @@ demo: $(STAMP) ## Run the demonstration: workers, a leader that is killed, and a
 .PHONY: test
 test: $(STAMP) ## Run the test suite, without what is marked slow (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest tests/unit tests/planted -n 2 --dist worksteal --session-timeout=$(TEST_SECONDS) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/contract tests/integration tests/docs tests/faults -n 2 --dist worksteal \
+	$(BIN)/python -m pytest tests/contract tests/integration tests/docs tests/acceptance tests/faults -n 2 --dist worksteal \
 	    --session-timeout=$(TEST_SECONDS) $(PYTEST_ARGS)
 
 .PHONY: test-quick
