@@ -158,8 +158,7 @@ class Metrics:
         self._singletons = tuple(singletons)
         self._lease = lease
         self._lock = native.lock()
-        # From the start, with what is known: a counter that appears with 1 has not increased, to Prometheus.
-        self._counters: Counter[tuple[str, Labels]] = Counter(dict.fromkeys(_known_counters(self._singletons), 0))
+        self._counters: Counter[tuple[str, Labels]] = Counter()
         self._histograms: dict[tuple[str, Labels], Histogram] = {}
         self._leading_since: dict[str, float] = {}
         self._granted_at: dict[str, float] = {}
@@ -173,6 +172,7 @@ class Metrics:
             for to in ("elected", "lost", "stepped_down"):
                 self.count("transitions_total", 0.0, singleton=name, to=to, reason=_USUAL[to])
             self.count("failures_total", 0.0, singleton=name)
+            self.count("leading_seconds_total", 0.0, singleton=name)
         for answer in ANSWERS:
             self.count("runs_total", 0.0, answer=answer)
         for kind in ERRORS:
@@ -287,16 +287,6 @@ class Metrics:
                 samples = [("", (), 0.0)]
             families.append(Family(metric, samples))
         return families
-
-
-def _known_counters(singletons: Iterable[str]) -> list[tuple[str, Labels]]:
-    known: list[tuple[str, Labels]] = [("database_errors_total", (("kind", kind),)) for kind in ("lost", "refused")]
-    known += [("runs_total", (("answer", answer),)) for answer in ("held", "busy", "unavailable")]
-    for name in singletons:
-        own = ("singleton", name)
-        known += [("failures_total", (own,)), ("leading_seconds_total", (own,))]
-        known.append(("transitions_total", (own, ("to", "elected"), ("reason", "elected"))))
-    return known
 
 
 def _of_histogram(labels: Labels, found: Histogram) -> list[tuple[str, Labels, float]]:

@@ -39,7 +39,9 @@ def test_host_and_options_are_taken_and_the_pool_is_not() -> None:
     said = told(POSTGRESQL, "e = engine(); print(repr(e.url), e.dialect.create_connect_args(e.url)[1], type(e.pool))")
     assert "app:***@db:5433/shop" in said
     assert "NullPool" in said
-    from_target = "from celery_highlander.worker.targets import target_of_engine; print(target_of_engine(engine()).connect_args)"
+    from_target = (
+        "from celery_highlander.worker.targets import target_of_engine; print(target_of_engine(engine()).connect_args)"
+    )
     said = told(POSTGRESQL, from_target)
     assert "sslmode" in said
     assert "'pool'" not in said
