@@ -87,6 +87,7 @@ class RealKeeper:
         self._reason_away = ""
         self._terms: dict[str, Term] = {}
         self._led: frozenset[str] = frozenset()  # as everybody has been told
+        self._holder: client.RunClient | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -121,8 +122,7 @@ class RealKeeper:
         self._link.announce = self._announce
         self._link.works.update(self._works)
         self._link.start(PATIENCE)
-        put(contextlib.closing(_Finish(self._link, settings.lease_duration)))
-        self._holder: client.RunClient | None = None
+        self._stack.callback(self._finish)
         self._wait(lambda: self._link.snapshot.connected, "the lock session")
 
     def __exit__(self, *exc_info: object) -> None:
@@ -131,6 +131,20 @@ class RealKeeper:
         if exc_info[0] is None:
             for term in terms:
                 term.check()
+
+    def _finish(self) -> None:
+        """End the keeper, and what a worker leaves to the end of its process."""
+        link = self._link
+        link.finish(self._settings.lease_duration)
+        for end in (link._wake_in, link._wake_out):
+            end.close()
+        for asking in (self._holder, client._client):
+            if asking is None:
+                continue
+            watch = asking._watch
+            self._wait(lambda watch=watch: watch.closed, "the end of the keeper")  # type: ignore[misc]
+            for connection in (*asking._free, watch._wake_in, watch._wake_out):
+                connection.close()
 
     def _announce(self, tell: Callable[[], object]) -> None:
         tell()
@@ -261,17 +275,6 @@ class RealKeeper:
         want = want_of(task, args, kwargs or {}, task_id)
         with self._holder.hold(want):
             yield want.name
-
-
-class _Finish:
-    """Ends a link, as a context."""
-
-    def __init__(self, link: KeeperLink, timeout: float) -> None:
-        self._link = link
-        self._timeout = timeout
-
-    def close(self) -> None:
-        self._link.finish(self._timeout)
 
 
 @contextlib.contextmanager
