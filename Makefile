@@ -62,6 +62,11 @@ faults: $(STAMP) ## Run every fault, the long ones too; report in reports/faults
 	$(BIN)/python -m pytest tests/faults tests/planted -m "" -v -rA --durations=0 --session-timeout=$(FAULTS_SECONDS) \
 	    --junitxml=reports/faults.xml $(PYTEST_ARGS) 2>&1 | tee reports/faults.txt
 
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 .PHONY: bench
 bench: $(STAMP) ## Measure takeover times and overheads
 	$(BIN)/python -m benchmarks

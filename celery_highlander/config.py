@@ -24,6 +24,7 @@ _PATH = re.compile(r"[\w.]+[:.]\w[\w.]*")
 _DRIVERS = ("psycopg2", "psycopg")
 _EXAMPLE = "'postgresql+psycopg2://app@db/shop'"
 _DAY = 86400
+_PORTS = 65536
 MAX_PRIORITY = 999
 MINIMUM_KILL_MARGIN = 0.05
 
@@ -62,6 +63,8 @@ class Settings:
         beat_once: whether this worker asks, before it runs the message of a beat's tick, if another copy of it was run.
         eligible: whether this node may lead at all (`--highlander-eligible`).
         priority: nodes of a higher priority lead first (`--highlander-priority`).
+        http_address: where this node answers `/metrics` and `/healthz`: `127.0.0.1:9808`, or `:9808` on every
+            address of the machine; nowhere if empty (`--highlander-http-address`).
     """
 
     url: str = field(default="", repr=False)
@@ -89,6 +92,7 @@ class Settings:
     beat_once: bool = True
     eligible: bool = True
     priority: int = 0
+    http_address: str = ""
 
     @property
     def timing(self) -> Timing:
@@ -183,6 +187,8 @@ def _normalise(given: dict[str, object]) -> list[str]:  # noqa: C901  # a list o
             problems += check_url(value) if value != "" else []  # as good as not set
         elif not isinstance(value, str):
             problems.append(f"{full} = {value!r} is not a string")
+        elif name == "http_address" and value and not is_address(value):
+            problems.append(f"{full} = {value!r} is not an address like '127.0.0.1:9808', or ':9808' for all of them")
         elif name == "on_stuck" and value not in ON_STUCK:
             problems.append(f"{full} = {value!r} is neither 'kill' nor 'continue'")
         elif name == "beat_scheduler" and value and not _PATH.fullmatch(value):
@@ -263,6 +269,12 @@ def check_name(name: object) -> str:
     if isinstance(name, str) and _NAME.fullmatch(name):
         return ""
     return f"the name {name!r} is not 1 to 100 letters, digits or any of _ . : @ / + -"
+
+
+def is_address(value: str) -> bool:
+    """Whether this is `host:port` or `:port`."""
+    host, separator, port = value.rpartition(":")
+    return bool(separator) and port.isdigit() and 0 < int(port) < _PORTS and " " not in host
 
 
 def check_url(value: object) -> list[str]:

@@ -57,6 +57,12 @@ class BrokerUnavailableError(HighlanderError):
     code = "broker_unavailable"
 
 
+class WorkerUnavailableError(HighlanderError):
+    """No worker answers where one was asked; only commands raise this."""
+
+    code = "worker_unavailable"
+
+
 class PoolerError(LockSessionError):
     """The connection goes through a pooler, where a session lock protects nothing."""
 
@@ -143,6 +149,7 @@ ERRORS_BY_CODE: dict[str, type[HighlanderError]] = {
         LockSessionError,
         DatabaseUnavailableError,
         BrokerUnavailableError,
+        WorkerUnavailableError,
         PoolerError,
         StandbyServerError,
         ServerVersionError,

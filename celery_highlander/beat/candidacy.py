@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from celery_highlander.clock import boot_time
 from celery_highlander.store.terms import beat_group
+from celery_highlander.worker.counting import deliver_to
+from celery_highlander.worker.http import Endpoint
 from celery_highlander.worker.leadership import Leadership, TermInfo
 from celery_highlander.worker.link import KeeperLink, LinkPlan
 
@@ -86,11 +88,12 @@ class OwnCandidacy:
             target_changes=target_changes,
             group=beat_group(settings.namespace),
         )
-        self._link = KeeperLink(plan, None)
+        self.link = KeeperLink(plan, None)
         term = TermInfo(name, 0, 0.0, settings.namespace, settings.schema, settings.kill_margin)
-        self._work = TickWork(term, self._link.cell, settings.drain_timeout / 2, settings.progress_timeout)
-        self._link.works[name] = self._work
-        self._link.loop = self._work
+        self._work = TickWork(term, self.link.cell, settings.drain_timeout / 2, settings.progress_timeout)
+        self._endpoint: Endpoint | None = None
+        self.link.works[name] = self._work
+        self.link.loop = self._work
 
     def start(self) -> None:
         """Start the keeper, and take part in the elections.
@@ -98,8 +101,12 @@ class OwnCandidacy:
         Raises:
             HighlanderError: the database may not be used as it is.
         """
-        self._link.start(FIRST_WORD_TIMEOUT)
-        self._link.campaign([self._name])
+        self.link.start(FIRST_WORD_TIMEOUT)
+        self.link.campaign([self._name])
+        deliver_to(self.link.metrics.take)
+        if self._settings.http_address:
+            self._endpoint = Endpoint(self._settings.http_address, self.link)
+            self._endpoint.start()
 
     def leadership(self) -> Leadership | None:
         """See `Candidacy`."""
@@ -131,15 +138,17 @@ class OwnCandidacy:
 
     def give_up(self, reason: str) -> None:
         """See `Candidacy`."""
-        self._link.withdraw([self._name], reason, FAILED_REST)
+        self.link.withdraw([self._name], reason, FAILED_REST)
 
     def leave(self) -> None:
         """See `Candidacy`."""
-        self._link.leave("beat shutting down")
+        self.link.leave("beat shutting down")
 
     def finish(self) -> None:
         """See `Candidacy`."""
-        self._link.finish(self._settings.drain_timeout + self._settings.lease_duration)
+        self.link.finish(self._settings.drain_timeout + self._settings.lease_duration)
+        if self._endpoint is not None:
+            self._endpoint.close()
 
 
 class TickWork:

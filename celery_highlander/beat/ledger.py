@@ -26,6 +26,7 @@ from celery_highlander.beat.events import tell_of_skipped
 from celery_highlander.beat.publishing import uninterrupted
 from celery_highlander.config import OTHERS
 from celery_highlander.store.ticks import Advance, Tick, tick_id
+from celery_highlander.worker.counting import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,7 @@ class LedgerScheduler(Scheduler):
         self._open: deque[Tick] = deque()  # claimed, not settled
         self._present: Tick | None = None
         self._outcomes: dict[str, str | None] = {}
+        self._counts = Counts()
         self._told: dict[str, str] = {}  # entry: what was logged of it last
         self._prune_at = datetime.now(timezone.utc) + timedelta(seconds=PRUNE_INTERVAL)
         super().__init__(app, **kwargs)
@@ -218,6 +220,7 @@ class LedgerScheduler(Scheduler):
     def _say_skipped(self, advances: Sequence[Advance]) -> None:
         """Log what was skipped, in one line: of a schedule that is more than can be sent it is much, and each time."""
         if advances:
+            self._counts.count("ticks_skipped_total", sum(advance.skipped for advance in advances))
             names = ", ".join(repr(advance.entry) for advance in advances[:NAMED])
             logger.warning(
                 "beat: skipped %d missed ticks of %s%s, up to %s",
@@ -241,6 +244,7 @@ class LedgerScheduler(Scheduler):
                 self._publish_one(self._open[0])
         finally:
             self._settle()
+            self._counts.deliver()
 
     def _publish_one(self, tick: Tick) -> None:
         entry = self.schedule[tick.entry]
@@ -259,6 +263,9 @@ class LedgerScheduler(Scheduler):
             self.apply_entry(entry, producer=producer)
             if not self.trouble:
                 self._outcomes.setdefault(tick.id, None)
+                self._counts.count("ticks_sent_total")
+                late = (datetime.now(timezone.utc) - tick.due_at).total_seconds()
+                self._counts.observe("tick_lateness_seconds", max(0.0, late))
                 self._open.popleft()
                 entry.total_run_count += 1
 

@@ -100,6 +100,7 @@ class HighlanderScheduler(Scheduler):
         except HighlanderError as error:
             raise refuse(error) from None
         self._candidacy = candidacy
+        highlander.link = candidacy.link
 
     @property
     def info(self) -> str:

@@ -159,6 +159,33 @@ def sweep(ctx: click.Context, age: float, as_json: bool) -> None:
             command.write(swept)
 
 
+@highlander.command(
+    short_help="Ask this host's worker whether it does well.",
+    epilog="Example: celery -A proj highlander health --url http://127.0.0.1:9808",
+)
+@click.option("--url", help="Where the worker answers (default: highlander_http_address).", metavar="URL")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
+@as_json_option
+@click.pass_context
+def health(ctx: click.Context, url: str | None, timeout: float, as_json: bool) -> None:
+    """Ask a worker, over HTTP, whether it does well; for liveness probes. It needs neither broker nor database.
+
+    A standby does well, and so does a worker whose database is away once it leads nothing: a restart would mend
+    neither. A lease that ran out, a silent keeper and a main loop without progress are problems.
+
+    The exit code is 0 if it does well, 1 if it does not, 69 if nobody answers, 78 if there is no address.
+    """
+    from celery_highlander.cli import health as command  # noqa: PLC0415  # only what is asked for
+
+    with told(ctx, as_json=as_json):
+        found = command.ask(url or command.url_of(plugin_of(ctx).settings().http_address), timeout)
+        if as_json:
+            output.write_json(found)
+        else:
+            command.write(found)
+        ctx.exit(output.EX_OK if found["ok"] else output.EX_PROBLEM)
+
+
 @highlander.command(short_help="Check settings, server and rights.", epilog="Example: celery -A proj highlander doctor")
 @as_json_option
 @click.pass_context

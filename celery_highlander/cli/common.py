@@ -14,6 +14,7 @@ from celery_highlander.errors import (
     DatabaseUnavailableError,
     HighlanderError,
     RefusedError,
+    WorkerUnavailableError,
 )
 from celery_highlander.worker import auto
 from celery_highlander.worker.highlander import Highlander
@@ -55,6 +56,6 @@ def told(ctx: click.Context, *, as_json: bool) -> Iterator[None]:
             output.write_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
         else:
             output.complain(error.message, error.hint)
-        unavailable = isinstance(error, (DatabaseUnavailableError, BrokerUnavailableError))
+        unavailable = isinstance(error, (DatabaseUnavailableError, BrokerUnavailableError, WorkerUnavailableError))
         refused = isinstance(error, RefusedError)
         ctx.exit(output.EX_UNAVAILABLE if unavailable else output.EX_PROBLEM if refused else output.EX_CONFIG)

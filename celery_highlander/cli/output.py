@@ -72,12 +72,11 @@ def _write_rich_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -
     """Return whether it was printed: only for a person at a terminal, and with rich."""
     if not sys.stdout.isatty():
         return False
-    table = rich_table(headings, rows)
-    if table is None:
+    try:
+        from rich.console import Console  # noqa: PLC0415  # an extra, and slow to import
+    except ImportError:
         return False
-    from rich.console import Console  # noqa: PLC0415  # an extra, and slow to import
-
-    Console().print(table)
+    Console().print(rich_table(headings, rows))
     return True
 
 

@@ -12,6 +12,7 @@ import os
 import random
 import selectors
 import socket
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,8 @@ class Desk:
         self._selector = selector
         self._submit = submit
         self._kill = kill
+        self.counts: Counter[str] = Counter()  # for the metrics: answers, and seconds that runs have waited for them
+        self._asked_at: dict[tuple[int, int], float] = {}
         self._cell_descriptor = create()
         self._cell = LeaseCell(self._cell_descriptor)
         self._processes: dict[int, _Process] = {}
@@ -135,6 +138,8 @@ class Desk:
     def _do(self, effect: r.RunEffect) -> None:
         match effect:
             case r.Answer(run, result, key, token, reason):
+                self.counts[f"runs_total:{result}"] += 1
+                self.counts["run_wait_seconds_total"] += boot_time() - self._asked_at.pop(run, boot_time())  # type: ignore[assignment]  # floats add up as well
                 client = self._clients.get(run[0])
                 if client is not None:
                     if result != "held":
@@ -240,6 +245,7 @@ class Desk:
                 number = message["run"]
                 client.runs[number] = message["task_id"] if message.get("gone_with_it") else ""
                 want = r.Want(**{name: message[name] for name in r.Want.__dataclass_fields__})
+                self._asked_at[client.number, number] = now
                 self.feed(r.Wanted((client.number, number), want), now)
             case "free":
                 client.runs.pop(message["run"], None)
@@ -268,6 +274,7 @@ class Desk:
         for number, task_id in client.runs.items():
             if task_id:
                 self._submit(Forget((task_id,)))
+            self._asked_at.pop((client.number, number), None)
             self.feed(r.Ended((client.number, number)), now)
         if not process.clients:
             self._forget(process)

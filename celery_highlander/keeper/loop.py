@@ -117,6 +117,7 @@ class Keeper:
             release=hello.get("release", ""),
         )
         self._orders: tuple[n.Order, ...] = ()
+        self._heartbeats: list[float] = []  # how long they took, not told of yet
         self._ledger = RunLedger(self._plan, lambda runs: self._tell("runs", runs=runs))
         self._known_target = _known(Target, hello["target"]) if hello["target"] else None
         self._asks_for_target: bool = hello["target"] is None
@@ -209,6 +210,7 @@ class Keeper:
         if now >= self._pulse_at:
             self._pulse_at = now + self._timing.heartbeat_interval
             self._tell("pulse")
+            self._tell_counts()
         if self._channel.has_unsent:
             self._flush()
         if self._worker_gone_at is None and not self._worker_frozen and now - self._heard_at > self._worker_timeout:
@@ -327,6 +329,7 @@ class Keeper:
                 self._desk.claimed(number, found, refusal)
                 return
             case n.HeartbeatAnswered(sent_at, runs):
+                self._heartbeats.append(now - sent_at)
                 if runs:
                     self._desk.feed(r.Beaten(sent_at), now)
             case n.Polled(orders=orders) if orders is not None and orders != self._orders:
@@ -337,6 +340,13 @@ class Keeper:
             case _:
                 pass
         self._feed(report.event, now)  # type: ignore[arg-type]  # the others are the node's
+
+    def _tell_counts(self) -> None:
+        """Tell the worker, which has the metrics, what has happened since the last time."""
+        if self._heartbeats or self._desk.counts:
+            self._tell("counted", counts=dict(self._desk.counts), values={"heartbeat_seconds": self._heartbeats})
+            self._desk.counts.clear()
+            self._heartbeats = []
 
     def _tell_of(self, orders: tuple[n.Order, ...]) -> None:
         """Say what operators have asked for, and what is over."""
@@ -666,6 +676,8 @@ class Keeper:
                     process.cleared = True
                 case "progress":
                     process.progress_at = boot_time()
+                case "counted":
+                    self._tell("counted", counts=message["counts"], values=message["values"])
                 case _:
                     pass
 

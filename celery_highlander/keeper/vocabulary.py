@@ -31,6 +31,15 @@ def _TEXTS(value: Any) -> bool:  # noqa: N802  # used like the others
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(_NUMBER(item) for item in value)
+
+
+def _counts_of(check: Check) -> Check:
+    """A table whose values are all of that kind."""
+    return lambda value: isinstance(value, dict) and all(check(item) for item in value.values())
+
+
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -80,6 +89,7 @@ KEEPER_SAYS: Vocabulary = {
     "phase": {"name": _TEXT, "phase": _TEXT, "token": _WHOLE_OR_NONE},
     "process": {**_TERM, "pid": _WHOLE},
     "failed": {**_TERM, "reason": _TEXT},
+    "counted": {"counts": _counts_of(_NUMBER), "values": _counts_of(_numbers)},
     "log": {"level": _WHOLE, "message": _TEXT},
     "runs": {"runs": _rows_of(_ID, _ID, _FLAG)},
 }
@@ -126,7 +136,11 @@ KEEPER_ANSWERS: Vocabulary = {
 }
 """To it."""
 
-PROCESS_SAYS: Vocabulary = {"up": {"pid": _WHOLE}, "ended": {"how": _TEXT}}
+PROCESS_SAYS: Vocabulary = {
+    "up": {"pid": _WHOLE},
+    "ended": {"how": _TEXT},
+    "counted": {"counts": _counts_of(_NUMBER), "values": _counts_of(_numbers)},
+}
 """To the keeper."""
 
 

@@ -17,6 +17,7 @@ from celery_highlander.store import fencing
 from celery_highlander.tasks import client, singleton, waiting
 from celery_highlander.testing.runs import FakeRunClient, want_of
 from celery_highlander.testing.terms import Term
+from celery_highlander.worker import leadership
 from celery_highlander.worker.highlander import Highlander
 from celery_highlander.worker.leadership import TermInfo
 from celery_highlander.worker.signals import leader_elected, leader_stepped_down, leadership_lost
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from celery import Celery
-    from sqlalchemy import Connection
     from typing_extensions import Self
 
     from celery_highlander.tasks.singleton import SingletonTask
@@ -57,7 +57,7 @@ class FakeKeeper:
     """In the place of a worker's keeper and its database, for as long as the `with` block lasts.
 
     Not faked: that a fence holds up the next term until its transaction ends; `highlander.status()` and `whereis()`,
-    which ask the database; the killing: work that goes on for too long is a `NotStoppedError`.
+    which ask the database; the killing: work that goes on for too long is a `StillRunningError`.
 
     Args:
         app: its namespace and durations hold; the defaults of the settings if None.
@@ -85,6 +85,7 @@ class FakeKeeper:
         put(mock.patch.multiple(waiting, claim=self._claim, forget=self._forget))
         put(mock.patch.object(fencing, "fence_key", self._fence_key))
         put(mock.patch.object(singleton, "fence_key", self._fence_key))
+        put(mock.patch.object(leadership, "fence_key_with", self._fence_key))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -131,7 +132,7 @@ class FakeKeeper:
         There is another session at once. What work raised is raised.
 
         Raises:
-            NotStoppedError: a worker would have killed some work.
+            StillRunningError: a worker would have killed some work.
         """
         terms = self._end_all(reason, lost=True)
         self._runs.lose_all(reason)  # last: where one runs on this very thread, it is interrupted here
@@ -142,7 +143,7 @@ class FakeKeeper:
         """Lose the lock session, and get no other one until `restore_database()`.
 
         Raises:
-            NotStoppedError: a worker would have killed some work.
+            StillRunningError: a worker would have killed some work.
         """
         self._runs.set_away(reason)
         self.lose_session(reason)
@@ -204,5 +205,5 @@ class FakeKeeper:
     def _forget(self, _app: Celery, task_id: str, *, wait: bool = False) -> None:
         self._runs.forget(task_id, wait=wait)
 
-    def _fence_key(self, _connection: Connection, key: int, token: int, what: str, *, schema: str = "") -> None:  # noqa: ARG002  # as the real one has it
+    def _fence_key(self, _where: object, key: int, token: int, what: str, *, schema: str = "") -> None:
         self._runs.check_token(key, token, what)

@@ -1,7 +1,6 @@
-"""A pytest plugin: `pytest_plugins = ["celery_highlander.testing.pytest"]` in the `conftest.py` at the root.
+"""Fixtures: `pytest_plugins = ["celery_highlander.testing.pytest"]` in `conftest.py`.
 
-It is not registered as an entry point: then every pytest run of everybody who has the package installed would import
-it, and through it Celery, before any coverage is measured.
+Not registered by an entry point: every run of pytest in an environment with this package would import it, and Celery.
 """
 
 from __future__ import annotations
@@ -11,14 +10,35 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import current_app
 
-from celery_highlander.testing.database import NoPostgresError, embedded_postgres, postgres_url
-from celery_highlander.testing.fake import FakeKeeper
-from celery_highlander.testing.real import RealKeeper
+from celery_highlander.testing import (
+    FakeKeeper,
+    FakeLeadership,
+    RealKeeper,
+    SingletonRuns,
+    embedded_postgres,
+    leading,
+    postgres_url,
+)
+from celery_highlander.testing.database import NoPostgresError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery import Celery
+
+
+@pytest.fixture
+def highlander_leadership() -> Iterator[FakeLeadership]:
+    """A term under which the test runs, as a task of a singleton queue does."""
+    with leading() as leadership:
+        yield leadership
+
+
+@pytest.fixture
+def highlander_runs(celery_app: Celery) -> Iterator[SingletonRuns]:
+    """The keys of singleton tasks of the fixture `celery_app`, held in memory."""
+    with SingletonRuns(celery_app) as runs:
+        yield runs
 
 
 @pytest.fixture

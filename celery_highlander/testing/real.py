@@ -56,14 +56,14 @@ class _ThreadWork:
         self.elected_at = elected_at
         self.token = token
 
-    def stop(self, reason: str, kill_at: float | None, *, hung: bool) -> None:  # noqa: ARG002  # as the link calls it
+    def stop(self, reason: str, kill_at: float | None, *, hung: bool) -> None:
         self._kill_at, self._stopping = kill_at, True
         if self.term is not None:
             self.term._tell()
 
     def tend(self, now: float) -> None: ...
 
-    def is_over(self, now: float) -> bool:  # noqa: ARG002  # as above
+    def is_over(self, now: float) -> bool:
         return self.term is None or self.term._is_over(self._kill_at)
 
 
@@ -71,8 +71,7 @@ class RealKeeper:
     """A real keeper beside the test process, for as long as the `with` block lasts; needs no worker and no broker.
 
     The app gets a namespace of its own meanwhile, so that tests may share a database. Work runs in threads of the test
-    process, hence it cannot be killed: it is a `NotStoppedError` if it goes on for too long, which no other node waits
-    for.
+    process, hence it cannot be killed: if it goes on for too long it is a `StillRunningError`.
 
     Args:
         app: the plugin is installed in it; its singletons can be elected.
@@ -183,7 +182,7 @@ class RealKeeper:
         """Have the server end the lock session; returns when all terms have ended, and there is another session.
 
         Raises:
-            NotStoppedError: a worker would have killed some work.
+            StillRunningError: a worker would have killed some work.
         """
         try:
             self.lose_database(reason)
@@ -194,7 +193,7 @@ class RealKeeper:
         """Have the server end the lock session, and let the keeper get no other one until `restore_database()`.
 
         Raises:
-            NotStoppedError: a worker would have killed some work.
+            StillRunningError: a worker would have killed some work.
         """
         self._reason_away = reason
         sql = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like :name"

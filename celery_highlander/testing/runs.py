@@ -1,9 +1,10 @@
-"""Singleton runs in a test: the keeper's part in memory, and a run as a worker makes it."""
+"""The keys of singleton tasks, held in this process alone, and a run as a worker makes it."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,13 @@ from celery_highlander.clock import boot_time
 from celery_highlander.errors import DatabaseUnavailableError, SingletonConflictError, SingletonKeyError, StaleTermError
 from celery_highlander.keeper.run_table import Want
 from celery_highlander.store.waiting import Row, Waiting
+from celery_highlander.tasks import client
 from celery_highlander.tasks.watch import ActiveRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from celery import Celery
 
     from celery_highlander.tasks.singleton import SingletonTask
 
@@ -96,7 +100,7 @@ class FakeRunClient:
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
-    def hold(self, want: Want, *, gone_with_it: bool = False) -> Iterator[tuple[int, int | None]]:  # noqa: ARG002  # as the real one has it
+    def hold(self, want: Want, *, gone_with_it: bool = False) -> Iterator[tuple[int, int | None]]:
         """Hold the key while the block runs.
 
         Raises:
@@ -179,8 +183,61 @@ class FakeRunClient:
         expired = found.lives is not None and age > found.lives
         return Row(found.key, found.name, found.task, found.task_id, found.queue, age, expired, 0)
 
-    def forget(self, task_id: str, *, wait: bool = False) -> None:  # noqa: ARG002  # as the real one has it
+    def forget(self, task_id: str, *, wait: bool = False) -> None:
         """Free the row of a message that waits no more."""
         for key, (message, _) in list(self._waiting.items()):
             if message.task_id == task_id and not self.reason_away:
                 del self._waiting[key]
+
+
+class SingletonRuns:
+    """While the block runs, singleton tasks of this process take their keys here: eager ones, and a test worker's.
+
+    Args:
+        app: the app whose tasks they are; the plugin has to be installed in it.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._client = FakeRunClient()
+        self._before: tuple[Any, int] = (None, 0)
+
+    def __enter__(self) -> SingletonRuns:  # noqa: PYI034  # Self comes with Python 3.11
+        self._before = client._client, client._pid
+        client._client, client._pid = self._client, os.getpid()  # type: ignore[assignment]  # it has the same methods
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        client._client, client._pid = self._before
+
+    def key_of(self, task: SingletonTask, *args: Any, **kwargs: Any) -> str:
+        """Return the text of the key of a call."""
+        return str(self._bound(task)._key_of(args, kwargs))
+
+    @contextlib.contextmanager
+    def held(self, task: SingletonTask, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hold the key of a call while the block runs, in every slot of its limit."""
+        bound = self._bound(task)
+        key = str(bound._key_of(args, kwargs))
+        want = Want(bound._base(key), 1, key, str(bound.name), "another-run", 0.0, fenced=False, abort=False)
+        with contextlib.ExitStack() as exits:
+            for slot in range(bound._options.limit):
+                exits.enter_context(self._client.hold(_moved(want, slot)))
+            yield
+
+    @contextlib.contextmanager
+    def unavailable(self) -> Iterator[None]:
+        """Have the database be away while the block runs."""
+        self._client.set_away("the test has taken the database away")
+        try:
+            yield
+        finally:
+            self._client.set_away("")
+
+    def _bound(self, task: SingletonTask) -> Any:
+        return self._app.tasks[task.name]
+
+
+def _moved(want: Want, slot: int) -> Want:
+    fields = {name: getattr(want, name) for name in Want.__dataclass_fields__}
+    return Want(**{**fields, "base": want.base + slot})

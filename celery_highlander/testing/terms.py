@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from celery_highlander.clock import boot_time
+from celery_highlander.testing.leaderships import StillRunningError
 from celery_highlander.worker.leadership import Leadership, set_current
 
 if TYPE_CHECKING:
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0
 """Seconds to wait for what comes in milliseconds, on a busy machine."""
-
-
-class NotStoppedError(AssertionError):
-    """Work went on after the time in which it had to stop: a worker would have killed it."""
 
 
 class Work:
@@ -49,11 +46,11 @@ class Work:
         """Wait for its end and return its result; what it raised is raised.
 
         Raises:
-            NotStoppedError: it goes on after `timeout` seconds.
+            StillRunningError: it goes on after `timeout` seconds.
         """
         self._thread.join(max(0.0, timeout))
         if self.is_running:
-            raise NotStoppedError(f"{self._thread.name.partition(' ')[2]} has not ended within {timeout:.3g} s")
+            raise StillRunningError(f"{self._thread.name.partition(' ')[2]} has not ended within {timeout:.3g} s")
         if self.error is not None:
             raise self.error
         return self.result
@@ -105,7 +102,7 @@ class Term:
         Returns when the work has ended, and `leader_stepped_down` was sent. What the work raised is raised.
 
         Raises:
-            NotStoppedError: a worker would have killed the work.
+            StillRunningError: a worker would have killed the work.
         """
         self._end(self, reason)
         self.check()
@@ -114,14 +111,14 @@ class Term:
         """After the end of the term: raise what is wrong with how its work ended.
 
         Raises:
-            NotStoppedError: a worker would have killed it.
+            StillRunningError: a worker would have killed it.
         """
         if self._is_checked:
             return
         self._is_checked = True  # told once
         late = [work for work in self._works if work.is_running]
         if late or self._killed_at is not None:
-            raise NotStoppedError(
+            raise StillRunningError(
                 f"{', '.join(map(repr, late)) or 'work'} of {self.name!r} did not stop in time after it was told to: "
                 "a worker would have killed it. It has to return soon after leadership.wait(...) returned True."
             )

@@ -21,6 +21,7 @@ from celery_highlander.worker.broker import BrokerWatch, expect_signs, is_in_the
 from celery_highlander.worker.consumers import Consumers
 from celery_highlander.worker.deadman import DeadMansSwitch
 from celery_highlander.worker.highlander import Highlander, path_of_app
+from celery_highlander.worker.http import Endpoint
 from celery_highlander.worker.inside import TasksInside
 from celery_highlander.worker.leadership import TermInfo
 from celery_highlander.worker.link import KeeperLink, LinkPlan
@@ -59,6 +60,7 @@ class HighlanderStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
 
     _voice: Voice | None = None
+    _endpoint: Endpoint | None = None
     _sweeper = Sweeper()
 
     def __init__(
@@ -66,12 +68,14 @@ class HighlanderStep(bootsteps.StartStopStep):
         w: WorkController,
         highlander_eligible: bool | None = None,
         highlander_priority: int | None = None,
+        highlander_http_address: str | None = None,
         **kwargs: Any,
     ) -> None:
         w.highlander = self
         os.environ.pop(ADDRESS_VARIABLE, None)  # of the worker that started this one, should one have done so
         self._eligible = highlander_eligible
         self._priority = highlander_priority
+        self._http_address = highlander_http_address
         super().__init__(w, **kwargs)
 
     def include(self, w: WorkController) -> bool:
@@ -94,7 +98,7 @@ class HighlanderStep(bootsteps.StartStopStep):
         if highlander is None:
             raise ConfigurationError("celery-highlander is not installed in this app")
         settings = highlander.settings()
-        overrides = {"eligible": self._eligible, "priority": self._priority}
+        overrides = {"eligible": self._eligible, "priority": self._priority, "http_address": self._http_address}
         for name, value in overrides.items():
             if value is not None:
                 object.__setattr__(settings, name, value)  # not shared yet
@@ -126,7 +130,7 @@ class HighlanderStep(bootsteps.StartStopStep):
         self._prepare_queues(w, link, queues, highlander.concurrency(settings))
         link.monitors = Monitors(self.consumers)
         banner.show(w, highlander, settings, queues, processes)
-        self.link = link
+        self.link = highlander.link = link
         self.queues, self.processes = queues, processes
         return link
 
@@ -174,6 +178,9 @@ class HighlanderStep(bootsteps.StartStopStep):
             self.link.start(FIRST_WORD_TIMEOUT)
         except HighlanderError as error:
             raise refuse(error) from None
+        if self.settings.http_address:
+            self._endpoint = Endpoint(self.settings.http_address, self.link)
+            self._endpoint.start()
         self.consumers.on_cancelled = lambda: self._shutting_down("Cold")
         signals.worker_shutting_down.connect(self._shutting_down, sender=w.hostname)
         self.link.campaign(sorted(self.processes))
@@ -202,6 +209,8 @@ class HighlanderStep(bootsteps.StartStopStep):
         settings = self.settings
         if not self.link.finish(settings.drain_timeout + settings.lease_duration):
             logger.warning("highlander: not everything could be released; other nodes wait for the lease")
+        if self._endpoint is not None:
+            self._endpoint.close()
         if self._voice is not None:
             self._voice.flush()
 

@@ -20,6 +20,7 @@ from celery_highlander.config import (
     check_concurrency,
     check_name,
     check_names,
+    is_address,
     read_settings,
 )
 from celery_highlander.errors import ConfigurationError
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from celery import Celery
     from sqlalchemy import Engine
 
+    from celery_highlander.worker.health import Health
+    from celery_highlander.worker.link import KeeperLink
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 _INSTALLED: WeakKeyDictionary[Celery, Highlander] = WeakKeyDictionary()
@@ -38,6 +42,13 @@ _INSTALLED: WeakKeyDictionary[Celery, Highlander] = WeakKeyDictionary()
 _BEAT_PATH = "celery_highlander.beat.service:run"
 
 _TWO_OF_A_NAME = "there are two singletons of the name {!r}; names are unique, rename one"
+
+
+def _check_address(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value and not is_address(value):
+        raise click.BadParameter(f"{value!r} is not an address like 127.0.0.1:9808, or :9808 for all of them.")
+    return value
+
 
 WORKER_OPTIONS = (
     CeleryOption(
@@ -52,6 +63,14 @@ WORKER_OPTIONS = (
         default=None,
         help_group="Highlander Options",
         help="Workers of a higher priority lead first (setting: highlander_priority).",
+    ),
+    CeleryOption(
+        ("--highlander-http-address",),
+        metavar="HOST:PORT",
+        callback=_check_address,
+        default=None,
+        help_group="Highlander Options",
+        help="Answer /metrics and /healthz there (setting: highlander_http_address).",
     ),
 )
 
@@ -115,6 +134,7 @@ class Highlander:
         from celery_highlander.worker.bootsteps import HighlanderStep, QueueStep
 
         self.app = app
+        self.link: KeeperLink | None = None  # of the worker, or beat, that this process is
         self._engine: Engine | None = None
         self._known: Settings | None = None
         self._queues: dict[str, int | None] = {}
@@ -283,6 +303,20 @@ class Highlander:
         keys = self.keys(settings)
         alone = {} if BEAT in keys else {BEAT: self.beat_key(settings)}
         return store_status.read(self.target(settings), settings.namespace, settings.schema, keys, alone)
+
+    def health(self) -> Health:
+        """Return whether the worker, or beat, that this very process is does well; reads memory only.
+
+        Raises:
+            ConfigurationError: this process is neither.
+        """
+        from celery_highlander.worker.health import health_of  # of workers alone
+
+        if self.link is None:
+            raise ConfigurationError(
+                "this process is no worker, and no beat.", "`celery -A proj highlander health` asks one over HTTP."
+            )
+        return health_of(self.link)
 
     def whereis(self, name: str) -> str | None:
         """Return the node name of the leader of `name`, usable as Celery's `destination=`; None where nobody leads."""

@@ -28,10 +28,11 @@ from celery_highlander.keeper.messages import LINE_LIMIT, Channel, ChannelClosed
 from celery_highlander.keeper.victims import call_this_process
 from celery_highlander.keeper.vocabulary import KEEPER_ORDERS
 from celery_highlander.worker import supervisor
+from celery_highlander.worker.counting import deliver_to
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 logger = logging.getLogger("celery_highlander.process")
 
@@ -152,6 +153,11 @@ class LauncherProcess:
             with contextlib.suppress(ChannelClosedError):  # its end is noticed elsewhere
                 channel.send("progress")
 
+        def counted(counts: Mapping[str, float], values: Mapping[str, list[float]]) -> None:
+            with contextlib.suppress(ChannelClosedError):
+                channel.send("counted", counts=counts, values=values)
+
+        deliver_to(counted)
         leadership = Leadership(term, cell, report)
         threading.Thread(target=_watch, args=(channel, cell, leadership), name="highlander-watch", daemon=True).start()
         set_current(leadership)

@@ -29,6 +29,7 @@ from celery_highlander.keeper.messages import Channel, ChannelClosedError, Messa
 from celery_highlander.keeper.victims import reap_inherited
 from celery_highlander.keeper.vocabulary import KEEPER_SAYS
 from celery_highlander.worker import monitoring, native, signals
+from celery_highlander.worker.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +135,25 @@ class Snapshot:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """Signs of life, on the boot-time clock.
+
+    Attributes:
+        turned_at: when the link's thread last went round.
+        heard_at: when the keeper was last heard of, or until when it need not be.
+        keeper_timeout: for how many seconds it may be silent.
+        hung_for: for how many seconds, at least, the main loop has made no progress; None where it does.
+        leads: what this node leads.
+    """
+
+    turned_at: float
+    heard_at: float
+    keeper_timeout: float
+    hung_for: float | None
+    leads: tuple[str, ...]
+
+
 class KeeperLink:
     """The link of one worker.
 
@@ -144,6 +164,7 @@ class KeeperLink:
         once: what waits for the ledger's word on ticks that may have run already.
         announce: runs a function that tells the application of something, on a thread where that is allowed.
         monitors: hear of everything, too.
+        metrics: count it.
     """
 
     def __init__(self, plan: LinkPlan, broker: BrokerWatch | None) -> None:
@@ -155,6 +176,7 @@ class KeeperLink:
         self.once: RunOnce | None = None
         self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
         self.monitors: Monitors | None = None
+        self.metrics = Metrics(plan.keys)
         self._timing = plan.settings.timing
         self.node = uuid.uuid4().hex[:12]
         self.snapshot = Snapshot()
@@ -193,6 +215,13 @@ class KeeperLink:
     def keeper_pid(self) -> int | None:
         """The keeper's pid; None while there is none."""
         return self._keeper.pid if self._keeper is not None else None
+
+    @property
+    def vitals(self) -> Vitals:
+        """Signs of life; safe on any thread."""
+        hung_for = self.loop.timeout if self._hung and self.loop is not None else None
+        leads = (*list(self._held), *list(self._process_terms))
+        return Vitals(self._looped_at, self._heard_at, self._plan.settings.worker_timeout, hung_for, leads)
 
     @property
     def paused(self) -> frozenset[str]:
@@ -493,7 +522,7 @@ class KeeperLink:
                 level = logging.DEBUG if message.get("again") else logging.INFO  # once in a trouble
                 logger.log(level, "highlander: lock session open, backend %s", message["backend_pid"])
             case "closed":
-                self._show(connected=False, reason=message["reason"])
+                self._disconnected(message["reason"], "lost")
             case "refused":
                 self._refused(message)
             case "elected":
@@ -506,15 +535,15 @@ class KeeperLink:
             case "phase":
                 self._show_phase(message["name"], message["phase"], message["token"])
             case "failed":
-                reason = {"reason": message["reason"]}
-                self._tell_monitors(monitoring.SINGLETON_FAILED, message["name"], message["token"], **reason)
+                self._failed(message["name"], message["token"], message["reason"])
+            case "counted":
+                self.metrics.take(message["counts"], message["values"])
             case "launcher_ready":
                 logger.info("highlander: singleton processes can run here")
             case "process":
                 self._show(pids={**self.snapshot.pids, message["name"]: message["pid"]})
-            case "runs":
-                if self.once is not None:
-                    self.once.answered(message["runs"])
+            case "runs" if self.once is not None:
+                self.once.answered(message["runs"])
             case "target_wanted":
                 self._tell_target()
             case "log":
@@ -529,8 +558,13 @@ class KeeperLink:
 
     def _show_phase(self, name: str, phase: str, token: int | None) -> None:
         self._show(phases={**self.snapshot.phases, name: phase}, tokens={**self.snapshot.tokens, name: token})
+        self.metrics.phase(name, phase)
         if phase == "waiting":
             self._tell_monitors(monitoring.TAKEOVER_WAITING, name, token)
+
+    def _failed(self, name: str, token: int, reason: str) -> None:
+        self._tell_monitors(monitoring.SINGLETON_FAILED, name, token, reason=reason)
+        self.metrics.count("failures_total", singleton=name)
 
     def _refused(self, message: Message) -> None:
         error = ERRORS_BY_CODE.get(message["code"], LockSessionError)(message["message"], message["hint"])
@@ -538,8 +572,12 @@ class KeeperLink:
             self._refusal = error  # `start` raises it
         elif not message.get("again"):  # once, not at every try
             logger.error("highlander: %s", error)
-        self._show(connected=False, reason=message["message"])
+        self._disconnected(message["message"], "refused")
         self._first_word.set()
+
+    def _disconnected(self, reason: str, kind: str) -> None:
+        self._show(connected=False, reason=reason)
+        self.metrics.count("database_errors_total", kind=kind)
 
     def _tell_target(self) -> None:
         try:
@@ -576,6 +614,7 @@ class KeeperLink:
         self._show(since={**self.snapshot.since, name: now})
         self.announce(lambda: signals.leader_elected.send(sender=name, token=token))
         self._tell_monitors(monitoring.ELECTED, name, token)
+        self.metrics.elected(name)
 
     def _stop(self, name: str, token: int, reason: str, kill_at: float | None, *, lost: bool) -> None:
         self._ends[name] = (reason, lost)
@@ -604,6 +643,7 @@ class KeeperLink:
 
     def _told_end(self, name: str, token: int, reason: str) -> None:
         why, lost = self._ends.pop(name, (reason, False))
+        self.metrics.ended(name, why, lost=lost)
         self._show(
             pids={key: pid for key, pid in self.snapshot.pids.items() if key != name},
             since={key: since for key, since in self.snapshot.since.items() if key != name},

@@ -1,163 +1,66 @@
-"""A cluster of three workers for pytest-celery's `celery_setup`, on each platform that there is.
-
-pytest-celery is not loaded as a plugin (pyproject.toml): other tests need none of it. Its fixtures are named here.
-"""
+"""Workers of the example project's applications."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery
-from pytest_celery import (
-    CeleryBackendCluster,
-    CeleryBrokerCluster,
-    CeleryTestBackend,
-    CeleryTestBroker,
-    CeleryTestWorker,
-    CeleryWorkerCluster,
-    celery_backend_cluster_config,
-    celery_broker_cluster_config,
-    celery_setup,
-    celery_setup_cls,
-    celery_setup_config,
-    celery_setup_name,
-    celery_worker_cluster_config,
-    default_pytest_celery_network,
-)
-from pytest_docker_tools.plugin import docker_client
 
-from celery_highlander import Highlander
-from tests.acceptance import docker
-from tests.acceptance.docker import (
-    docker_database,
-    docker_database_image,
-    docker_image,
-    docker_redis,
-    docker_redis_image,
-    docker_worker_1,
-    docker_worker_2,
-    docker_worker_3,
-    docker_worker_env,
-    docker_worker_volumes,
-)
-from tests.acceptance.local import LocalService, LocalWorker
-from tests.arena.cluster import TIMELY, Cluster
-from tests.faults.conftest import empty, lead_once
-from tests.faults.scenes import PROCESS, QUEUE, QUIET
+from tests.arena.cluster import ROOT, Cluster
+from tests.arena.processes import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.arena.servers import Database, Redis
 
-__all__ = [
-    "celery_backend_cluster_config",
-    "celery_broker_cluster_config",
-    "celery_setup",
-    "celery_setup_cls",
-    "celery_setup_config",
-    "celery_setup_name",
-    "celery_worker_cluster_config",
-    "default_pytest_celery_network",
-    "docker_client",
-    "docker_database",
-    "docker_database_image",
-    "docker_image",
-    "docker_redis",
-    "docker_redis_image",
-    "docker_worker_1",
-    "docker_worker_2",
-    "docker_worker_3",
-    "docker_worker_env",
-    "docker_worker_volumes",
-]
 
-NODES = 3
-OPTIONS = (*QUIET, "-X", QUEUE)
-SHOP: dict[str, Any] = {
-    **TIMELY,
-    "highlander_beat": True,
-    "highlander_processes": {PROCESS: "tests.arena.shop:ticker"},
-    "beat_schedule": {"tick": {"task": "tests.arena.shop.ordinary", "schedule": 1.0, "args": [7]}},
-}
+class Application(Cluster):
+    """Workers of one application."""
 
+    def __init__(self, database: Database, redis: Redis, directory: Path) -> None:
+        super().__init__(database.url(), {"broker_url": redis.url()}, directory, pool="prefork")
+        self.ports: list[int] = []
 
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """Where the nodes run; URLs as this process and as a worker see them."""
+    def environment(self, conf: Any = None, env: Any = None) -> dict[str, str]:
+        own = {"SHOP_DATABASE_URL": self.url, "SHOP_BROKER_URL": self.conf["broker_url"], "SHOP_BEAT_SECONDS": "0.5"}
+        return {**super().environment(conf, env), **own, **(env or {})}
 
-    name: str
-    database: str
-    journals: Path
+    def serve(self, count: int = 2) -> None:
+        """Start workers that answer over HTTP."""
+        for _ in range(count):
+            self.ports.append(free_port())
+            address = f"127.0.0.1:{self.ports[-1]}"
+            self.start("--without-mingle", "--without-gossip", "-X", "highlander", "--highlander-http-address", address)
 
-
-@functools.cache
-def _absent() -> str | None:
-    return docker.reason_without()
-
-
-@pytest.fixture(params=["local", "docker"])
-def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Platform:
-    if request.param == "docker":
-        reason = _absent()
-        if reason is not None:
-            pytest.skip(reason)
-        url = docker.database_url(request.getfixturevalue("docker_database"))
-    else:
-        database: Database = request.getfixturevalue("postgres")
-        url = database.url()
-    lead_once(url, [QUEUE, PROCESS, "beat"])
-    journals = tmp_path / "journals"
-    journals.mkdir(exist_ok=True)
-    return Platform(request.param, url, journals)
+    def python(self, *words: str, env: dict[str, str] | None = None) -> str:
+        """Run `python -m …` with the application's environment; what it says."""
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            env={**self.environment(), **(env or {})},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
 
 @pytest.fixture
-def celery_broker_cluster(request: pytest.FixtureRequest, platform: Platform) -> Iterator[CeleryBrokerCluster]:
-    if platform.name == "docker":
-        yield CeleryBrokerCluster(CeleryTestBroker(request.getfixturevalue("docker_redis")))
-        return
-    server: Redis = request.getfixturevalue("redis_server")
-    yield CeleryBrokerCluster(CeleryTestBroker(LocalService("redis", server.url())))
-    empty(server)
+def application(postgres: Database, redis_server: Redis, tmp_path: Path) -> Iterator[Callable[[str], Application]]:
+    redis_server.command("flushall")
+    made: list[Application] = []
 
+    def make(path: str) -> Application:
+        kind = type("Kind", (Application,), {"app_path": path})
+        made.append(kind(postgres, redis_server, tmp_path))
+        return made[-1]
 
-@pytest.fixture
-def celery_backend_cluster(request: pytest.FixtureRequest, platform: Platform) -> CeleryBackendCluster:
-    if platform.name == "docker":
-        return CeleryBackendCluster(CeleryTestBackend(request.getfixturevalue("docker_redis")))
-    server: Redis = request.getfixturevalue("redis_server")
-    return CeleryBackendCluster(CeleryTestBackend(LocalService("redis", server.url(db=1))))
-
-
-@pytest.fixture
-def celery_setup_app(platform: Platform, celery_setup_config: dict[str, Any]) -> Iterator[Celery]:
-    app = Celery("shop", set_as_current=False)
-    app.config_from_object(celery_setup_config)
-    app.conf.update(SHOP, highlander_url=platform.database, broker_connection_retry_on_startup=True)
-    Highlander(app)
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def celery_worker_cluster(
-    request: pytest.FixtureRequest, platform: Platform, tmp_path: Path, celery_setup_app: Celery
-) -> Iterator[CeleryWorkerCluster]:
-    if platform.name == "docker":
-        containers = [request.getfixturevalue(name) for name in docker.WORKERS]
-        yield CeleryWorkerCluster(*(CeleryTestWorker(one, celery_setup_app) for one in containers))
-        return
-    conf = celery_setup_app.conf
-    urls = {"broker_url": conf.broker_url, "result_backend": conf.result_backend}
-    with Cluster(platform.database, urls, tmp_path, SHOP) as cluster:
-        workers = [CeleryTestWorker(LocalWorker(cluster, OPTIONS), celery_setup_app) for _ in range(NODES)]
-        made = CeleryWorkerCluster(*workers)
-        assert made.ready()
-        yield made
-        for worker in workers:
-            worker.teardown()
+    yield make
+    for one in made:
+        one.__exit__()

@@ -26,7 +26,7 @@ from celery_highlander import (
 )
 from celery_highlander.clock import boot_time
 from celery_highlander.errors import DatabaseUnavailableError, HighlanderError
-from celery_highlander.testing import FakeKeeper, NotStoppedError, RealKeeper, deliver
+from celery_highlander.testing import FakeKeeper, RealKeeper, StillRunningError, deliver
 from celery_highlander.worker.leadership import current_leadership
 from tests.arena.cluster import TIMELY
 from tests.arena.waiting import wait_until
@@ -160,7 +160,7 @@ def test_work_that_does_not_stop_in_time_fails_the_test(keeper: Keeper) -> None:
     term = keeper.elect("highlander")
     work = term.run(lambda: release.wait(LIMIT))
     begun = time.monotonic()
-    with pytest.raises(NotStoppedError, match="'highlander' did not stop in time"):
+    with pytest.raises(StillRunningError, match="'highlander' did not stop in time"):
         term.step_down()
     assert time.monotonic() - begun > TIMELY["highlander_drain_timeout"] * 0.9
     release.set()
@@ -208,7 +208,7 @@ def test_a_fence_refuses_whoever_was_followed_by_another_leader(keeper: Keeper, 
 
 def task_of(app: Celery, function: Any, name: str = "tested.sync", **singleton: Any) -> Any:
     function.__name__ = "sync"  # also of a lambda: Celery makes a function of that name
-    return app.task(base=SingletonTask, singleton=singleton, name=name)(function)
+    return app.task(base=SingletonTask, singleton=singleton, name=name, shared=False)(function)
 
 
 def test_a_held_key_skips_raises_or_retries_the_next_run(app: Celery, keeper: Keeper) -> None:

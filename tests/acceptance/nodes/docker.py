@@ -14,9 +14,9 @@ from pytest_celery import CeleryTestContainer, RedisContainer
 from pytest_docker_tools import build, container, fetch, fxtr
 
 if TYPE_CHECKING:
-    from tests.acceptance.conftest import Platform
+    from tests.acceptance.nodes.conftest import Platform
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NETWORK = "{default_pytest_celery_network.name}"
 JOURNALS = "/journals"
 
@@ -66,7 +66,7 @@ docker_database = container(
 docker_redis = container(
     image="{docker_redis_image.id}", network=NETWORK, ports={"6379/tcp": None}, wrapper_class=RedisContainer, timeout=60
 )
-docker_image = build(path=str(ROOT), dockerfile="tests/acceptance/Dockerfile", tag="celery-highlander-acceptance")
+docker_image = build(path=str(ROOT), dockerfile="tests/acceptance/nodes/Dockerfile", tag="celery-highlander-acceptance")
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def docker_worker_env(
     docker_database: DatabaseContainer, celery_setup_config: dict[str, Any], platform: Platform
 ) -> dict[str, str]:
     """The environment of a worker, with the addresses of the containers' own network."""
-    from tests.acceptance.conftest import SHOP
+    from tests.acceptance.nodes.conftest import SHOP
 
     platform.journals.chmod(0o777)
     conf = {

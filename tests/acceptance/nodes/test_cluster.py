@@ -17,7 +17,7 @@ from tests.faults.scenes import PATIENCE, PROCESS, QUEUE
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup, CeleryTestWorker
 
-    from tests.acceptance.conftest import Platform
+    from tests.acceptance.nodes.conftest import Platform
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

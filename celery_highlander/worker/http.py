@@ -1,0 +1,136 @@
+"""`/metrics` and `/healthz` over HTTP, on a thread of the operating system: it answers while the main loop hangs.
+
+Made for probes and scrapers on a private network: GET only, one request a connection, no TLS, no passwords. Off by
+default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery_highlander.worker import native
+from celery_highlander.worker.health import health_of
+from celery_highlander.worker.metrics import render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from celery_highlander.worker.link import KeeperLink
+    from celery_highlander.worker.metrics import Family
+
+logger = logging.getLogger("celery_highlander")
+
+_BACKLOG = 16
+_REQUEST_LIMIT = 8192
+_REQUEST_TIMEOUT = 2.0  # seconds for a request to be there: one at a time is served
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`, `:port` (every address of the machine) or `[v6]:port`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+class Endpoint:
+    """The server of one worker.
+
+    Args:
+        address: where to listen.
+        link: what to tell of.
+    """
+
+    def __init__(self, address: str, link: KeeperLink) -> None:
+        self._address = address
+        self._link = link
+        self._socket: Any = None
+
+    def start(self) -> None:
+        """Listen; where that is not possible, say so and go on without."""
+        host, port = parse_address(self._address)
+        module = importlib.import_module("_socket")  # `socket` may be green
+        family = module.AF_INET6 if ":" in host else module.AF_INET
+        sock = module.socket(family, module.SOCK_STREAM)
+        try:
+            sock.setsockopt(module.SOL_SOCKET, module.SO_REUSEADDR, 1)
+            sock.bind((host or ("::" if family == module.AF_INET6 else "0.0.0.0"), port))  # noqa: S104  # as asked for
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            sock.close()
+            logger.warning(
+                "highlander: no metrics and no health check here: %s cannot be listened on (%s). Another worker of "
+                "this host may have it: give each one its own --highlander-http-address.",
+                self._address,
+                error.strerror,
+            )
+            return
+        self._socket = sock
+        logger.info("highlander: /metrics and /healthz on %s", self._address)
+        native.start_thread(self._serve)
+
+    def close(self) -> None:
+        """Listen no more."""
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(2)  # wakes the thread
+            with contextlib.suppress(OSError):
+                sock.close()
+
+    def _serve(self) -> None:
+        while (listener := self._socket) is not None:
+            try:
+                descriptor, _ = listener._accept()
+            except OSError:
+                return
+            client = importlib.import_module("_socket").socket(fileno=descriptor)
+            try:
+                client.settimeout(_REQUEST_TIMEOUT)
+                client.sendall(self._answer(_path(client)))
+            except Exception as error:  # noqa: BLE001  # whatever one request does, the next one is answered
+                logger.debug("highlander: a request over HTTP failed: %r", error)
+            finally:
+                client.close()
+
+    def _answer(self, path: str) -> bytes:
+        if path == "/metrics":
+            return _response(200, render(families_of(self._link)), _TEXT)
+        if path in ("/healthz", "/health"):
+            health = health_of(self._link)
+            return _response(200 if health.ok else 503, json.dumps(health.as_json()) + "\n", "application/json")
+        return _response(404, "There is /metrics and /healthz.\n", "text/plain")
+
+
+def families_of(link: KeeperLink) -> Iterable[Family]:
+    """Return the metrics of a link as they are now."""
+    shown = link.snapshot
+    leading = [name for name, phase in shown.phases.items() if phase in ("leading", "stopping", "lost")]
+    deadline = link.cell.deadline if leading else 0.0
+    return link.metrics.families(connected=shown.connected, leading=leading, paused=link.paused, deadline=deadline)
+
+
+def _path(client: Any) -> str:
+    request = b""
+    while b"\r\n\r\n" not in request and b"\n\n" not in request and len(request) < _REQUEST_LIMIT:
+        chunk = client.recv(_REQUEST_LIMIT)
+        if not chunk:
+            break
+        request += chunk
+    method, _, rest = request.split(b"\r\n", 1)[0].decode("latin-1").partition(" ")
+    return rest.partition(" ")[0].partition("?")[0] if method == "GET" else ""
+
+
+_PHRASES = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
+
+
+def _response(status: int, text: str, kind: str) -> bytes:
+    body = text.encode()
+    head = (
+        f"HTTP/1.1 {status} {_PHRASES[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
