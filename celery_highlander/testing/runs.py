@@ -1,82 +1,193 @@
-"""The keys of singleton tasks, held in this process alone: what a keeper would answer, without any."""
+"""The keys of singleton tasks, held in this process alone, and a run as a worker makes it."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from celery_highlander.errors import DatabaseUnavailableError, SingletonConflictError
+from celery import states
+from celery.app.trace import build_tracer
+from celery.result import EagerResult
+from celery.utils import uuid
+
+from celery_highlander.clock import boot_time
+from celery_highlander.errors import DatabaseUnavailableError, SingletonConflictError, SingletonKeyError, StaleTermError
 from celery_highlander.keeper.run_table import Want
-from celery_highlander.store.waiting import Row
+from celery_highlander.store.waiting import Row, Waiting
 from celery_highlander.tasks import client
+from celery_highlander.tasks.watch import ActiveRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from celery import Celery
 
-    from celery_highlander.store.waiting import Waiting
     from celery_highlander.tasks.singleton import SingletonTask
 
 
+def deliver(
+    task: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    task_id: str | None = None,
+) -> EagerResult:
+    """Run a task in this thread as a worker does that has got its message; return the state and the result.
+
+    Other than `task.apply()`, which Celery tells the task of, and in which nothing can be retried later. Nothing is
+    written to a result backend; a run that comes again later is sent to the app's broker (`memory://` will do).
+    """
+    task_id = task_id or uuid()
+    request = {
+        "id": task_id,
+        "task": task.name,
+        "is_eager": False,
+        "ignore_result": True,
+        "retries": 0,
+        "hostname": "test",
+        "delivery_info": {"exchange": "", "routing_key": "celery", "redelivered": False},
+    }
+    # `eager` here: keep away from the result backend.
+    trace = build_tracer(task.name, task, eager=True, propagate=False, app=task.app)
+    result, info, *_ = trace(task_id, tuple(args), dict(kwargs or {}), request)
+    if info is None:
+        return EagerResult(task_id, result, states.SUCCESS, name=task.name)
+    return EagerResult(task_id, info.retval, info.state, traceback=getattr(result, "traceback", None), name=task.name)
+
+
+def want_of(task: SingletonTask, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str) -> Want:
+    """Return what a run of `task` with these arguments wants; it goes on when its lock is lost.
+
+    Raises:
+        SingletonKeyError: it is no singleton task.
+        ConfigurationError: its options cannot work, or the plugin is not installed in its app.
+    """
+    options = getattr(task, "_options", None)
+    mistake = getattr(task, "_mistake", None)
+    if mistake is not None:
+        raise mistake
+    if options is None:
+        raise SingletonKeyError(f"{task!r} is no singleton task, so there is nothing to hold.")
+    key = task._key_of(args, kwargs)
+    return Want(
+        base=task._base(key),
+        limit=options.limit,
+        name=key,
+        task=str(task.name),
+        task_id=task_id,
+        wait=0.0,
+        fenced=options.fenced,
+        abort=False,
+    )
+
+
 class FakeRunClient:
-    """Does for the runs of this process what a keeper does for those of a node."""
+    """In the place of `tasks.client.RunClient`: gives keys to the runs of this process, from memory."""
 
     is_usable = True
 
     def __init__(self) -> None:
-        self.available = True
+        self.reason_away = ""
         self._changed = threading.Condition()
-        self._held: dict[int, str] = {}  # slot: task id
+        self._holders: dict[int, str] = {}  # slot to task id
+        self._waiting: dict[int, tuple[Waiting, float]] = {}
+        self._runs: list[ActiveRun] = []
         self._tokens: dict[int, int] = {}
-        self._waiting: dict[int, Row] = {}
+        self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
     def hold(self, want: Want, *, gone_with_it: bool = False) -> Iterator[tuple[int, int | None]]:
-        """See `RunClient.hold`."""
-        del gone_with_it
+        """Hold the key while the block runs.
+
+        Raises:
+            SingletonConflictError: it is held by others.
+            DatabaseUnavailableError: the database is away.
+            SingletonRunLostError: raised in the block when the lock is lost.
+        """
         slot = self._take(want)
+        token = self.next_token(slot) if want.fenced else None
+        run = ActiveRun(next(self._numbers), want.name, abort=want.abort)
+        self._runs.append(run)
         try:
-            yield slot, self._tokens[slot] if want.fenced else None
+            try:
+                yield slot, token
+            finally:
+                run.end()
         finally:
+            run.over = True
+            self._runs.remove(run)
             with self._changed:
-                del self._held[slot]
+                del self._holders[slot]
                 self._changed.notify_all()
 
     def _take(self, want: Want) -> int:
+        give_up_at = time.monotonic() + want.wait
         slots = range(want.base, want.base + want.limit)
         with self._changed:
-            self._check()
-            if not self._changed.wait_for(lambda: any(slot not in self._held for slot in slots), want.wait):
-                by = self._held[slots[0]]
-                raise SingletonConflictError(f"{want.name} is held, by task {by}.", key=want.name, task_id=by)
-            slot = next(slot for slot in slots if slot not in self._held)
-            self._held[slot] = want.task_id
-            self._tokens[slot] = self._tokens.get(slot, 0) + 1
-            return slot
+            while True:
+                if self.reason_away:
+                    raise DatabaseUnavailableError(f"{want.name} cannot be locked: {self.reason_away}.")
+                slot = next((slot for slot in slots if slot not in self._holders), None)
+                if slot is not None:
+                    self._holders[slot] = want.task_id
+                    return slot
+                left = give_up_at - time.monotonic()
+                if left <= 0:
+                    holder = self._holders[want.base]
+                    raise SingletonConflictError(
+                        f"{want.name} is held, by task {holder}.", key=want.name, task_id=holder
+                    )
+                self._changed.wait(left)
+
+    def next_token(self, key: int) -> int:
+        """Return a token for `key` above all that it had."""
+        self._tokens[key] = self._tokens.get(key, 0) + 1
+        return self._tokens[key]
+
+    def check_token(self, key: int, token: int, what: str) -> None:
+        """Do what a fence does.
+
+        Raises:
+            StaleTermError: the key has a later token.
+        """
+        if self._tokens.get(key) != token:
+            raise StaleTermError(f"{what} with the token {token} is over: a later one has begun.")
+
+    def lose_all(self, reason: str) -> None:
+        """Take the lock of every run away."""
+        for run in list(self._runs):
+            run.lose(reason, boot_time())
+
+    def set_away(self, reason: str) -> None:
+        """Have the database away, or, with the empty string, back."""
+        with self._changed:
+            self.reason_away = reason
+            self._changed.notify_all()
 
     def claim(self, message: Waiting) -> Row | None:
-        """See `RunClient.claim`."""
-        with self._changed:
-            self._check()
-            found = self._waiting.get(message.key)
-            if found is None:
-                said = (message.key, message.name, message.task, message.task_id, message.queue)
-                self._waiting[message.key] = Row(*said, age=0.0, expired=False, missed=0)
-            return found
+        """Record a message that is about to be sent; return what waits already.
+
+        Raises:
+            DatabaseUnavailableError: the database is away.
+        """
+        if self.reason_away:
+            raise DatabaseUnavailableError(f"the database cannot be asked what waits: {self.reason_away}.")
+        found, since = self._waiting.setdefault(message.key, (message, time.time()))
+        if found.task_id == message.task_id:
+            return None
+        age = time.time() - since
+        expired = found.lives is not None and age > found.lives
+        return Row(found.key, found.name, found.task, found.task_id, found.queue, age, expired, 0)
 
     def forget(self, task_id: str, *, wait: bool = False) -> None:
-        """See `RunClient.forget`."""
-        del wait
-        with self._changed:
-            for key in [key for key, row in self._waiting.items() if row.task_id == task_id]:
+        """Free the row of a message that waits no more."""
+        for key, (message, _) in list(self._waiting.items()):
+            if message.task_id == task_id and not self.reason_away:
                 del self._waiting[key]
-
-    def _check(self) -> None:
-        if not self.available:
-            raise DatabaseUnavailableError("the test has taken the database away.")
 
 
 class SingletonRuns:
@@ -117,11 +228,11 @@ class SingletonRuns:
     @contextlib.contextmanager
     def unavailable(self) -> Iterator[None]:
         """Have the database be away while the block runs."""
-        self._client.available = False
+        self._client.set_away("the test has taken the database away")
         try:
             yield
         finally:
-            self._client.available = True
+            self._client.set_away("")
 
     def _bound(self, task: SingletonTask) -> Any:
         return self._app.tasks[task.name]
