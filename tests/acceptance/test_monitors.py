@@ -1,4 +1,4 @@
-"""Flower and `celery events`, real ones, while leaders are killed again and again: no error, and they show who leads."""
+"""Flower and `celery events`, real ones, while leaders are killed again and again: no error; they show who leads."""
 
 from __future__ import annotations
 
