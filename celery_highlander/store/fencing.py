@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import text
 
@@ -37,16 +37,40 @@ def fence_key(connection: Connection, key: int, token: int, what: str, *, schema
     Raises:
         StaleTermError: the key has a later token.
     """
-    connection.execute(
-        text("select set_config('idle_in_transaction_session_timeout', :timeout, true)"),
-        {"timeout": str(int(FENCED_TIMEOUT * 1000))},
+    connection.execute(text(_LIMIT))
+    sql = text(_LOCK.format(prefix=prefix(schema), key=":key", number=":token"))
+    if connection.execute(sql, {"key": key, "token": token}).first() is None:
+        raise _stale(what, token)
+
+
+def fence_key_with(cursor: Cursor, key: int, token: int, what: str, *, schema: str = "") -> None:
+    """Do what `fence_key` does, over a cursor of psycopg or psycopg2, or of a framework that wraps one.
+
+    Raises:
+        StaleTermError: the key has a later token.
+    """
+    cursor.execute(_LIMIT)
+    cursor.execute(_LOCK.format(prefix=prefix(schema), key="%s", number="%s"), (key, token))
+    if cursor.fetchone() is None:
+        raise _stale(what, token)
+
+
+class Cursor(Protocol):
+    """A cursor of the DB-API (PEP 249) with `%s` for parameters."""
+
+    def execute(self, sql: str, parameters: tuple[object, ...] = ..., /) -> object:
+        """Run a statement."""
+
+    def fetchone(self) -> object:
+        """Return the next row, or None."""
+
+
+def _stale(what: str, token: int) -> StaleTermError:
+    return StaleTermError(
+        f"{what} with the token {token} is over: a later one has begun.",
+        "This process was paused, or cut off, while another node took over; its transaction must not commit.",
     )
-    row = connection.execute(
-        text(f"select 1 from {prefix(schema)}singleton where key = :key and token = :token for key share"),  # noqa: S608
-        {"key": key, "token": token},
-    ).first()
-    if row is None:
-        raise StaleTermError(
-            f"{what} with the token {token} is over: a later one has begun.",
-            "This process was paused, or cut off, while another node took over; its transaction must not commit.",
-        )
+
+
+_LIMIT = f"select set_config('idle_in_transaction_session_timeout', '{int(FENCED_TIMEOUT * 1000)}', true)"
+_LOCK = "select 1 from {prefix}singleton where key = {key} and token = {number} for key share"

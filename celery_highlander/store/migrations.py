@@ -149,9 +149,8 @@ RUN_VERSION = 3
 """The version that brought the tables of singleton runs."""
 
 ELECTION_RIGHTS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("singleton", "term"), ("select", "insert", "update")),
-    "node": ("select", "insert", "update", "delete"),
-    "order": ("select", "delete"),
+    **dict.fromkeys(("singleton", "term", "node"), ("select", "insert", "update")),
+    "order": ("select",),
 }
 BEAT_RIGHTS: Mapping[str, tuple[str, ...]] = {
     "entry": ("select", "insert", "update"),
@@ -183,11 +182,10 @@ def grants(schema: str, role: str) -> str:
     names = prefix(schema)
     usage = f'grant usage on schema "{schema}" to {role}; ' if schema else ""
     return (
-        f"{usage}grant select, insert, update on {names}singleton, {names}term to {role}; "
+        f"{usage}grant select, insert, update on {names}singleton, {names}term, {names}node, {names}order to {role}; "
         f"grant select, insert, update, delete on {names}entry, {names}tick to {role}; "
         f"grant select, insert, update, delete on {names}runner, {names}run, {names}waiting to {role}; "
-        f"grant select, insert, update, delete on {names}node, {names}order to {role}; "
-        f"grant delete on {names}term to {role}; grant select on {names}migration to {role};"
+        f"grant delete on {names}term, {names}node, {names}order to {role}; grant select on {names}migration to {role};"
     )
 
 

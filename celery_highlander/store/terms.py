@@ -180,8 +180,9 @@ class Terms:
         """Put this node on record, and delete what is of nodes that have been gone for a day."""
         values = {"node": who.node, "worker": who.worker, "pid": who.pid}
         self._run("enrol", namespace=self._namespace, release=release, **values)
-        self._run("forget_nodes", kept=f"{KEPT_NODES} s")
-        self._run("forget_orders")
+        if self._run("may_forget_nodes").scalar():
+            self._run("forget_nodes", kept=f"{KEPT_NODES} s")
+            self._run("forget_orders")
 
     def orders(self) -> tuple[Order, ...]:
         """Return what operators ask of the nodes of the namespace; kinds that a later release knows are left out."""
@@ -317,6 +318,8 @@ where datname = current_database() and application_name like 'highlander %'""",
 insert into {prefix}node (node, namespace, worker, pid, release)
 values (:node, :namespace, :worker, :pid, :release)
 on conflict (node) do update set worker = excluded.worker, seen_at = clock_timestamp()""",
+    "may_forget_nodes": """
+select has_table_privilege('{prefix}node', 'delete') and has_table_privilege('{prefix}order', 'delete')""",
     "forget_nodes": """
 delete from {prefix}node n where n.seen_at < clock_timestamp() - cast(:kept as interval) and not exists (
     select from pg_stat_activity a where a.datname = current_database() and a.application_name like 'highlander %'

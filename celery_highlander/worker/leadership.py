@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from celery_highlander.clock import boot_time
+from celery_highlander.election.keys import lock_key
 from celery_highlander.errors import HighlanderError
-from celery_highlander.store.fencing import fence
+from celery_highlander.store.fencing import fence, fence_key_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from celery_highlander.keeper.cell import LeaseCell
+    from celery_highlander.store.fencing import Cursor
 
 PROGRESS_INTERVAL = 0.2
 """Seconds between two reports of progress, at least."""
@@ -97,6 +99,16 @@ class Leadership:
             StaleTermError: the term is over.
         """
         fence(connection, self._term.namespace, self.name, self.token, schema=self._term.schema)
+
+    def fence_cursor(self, cursor: Cursor) -> None:
+        """Do what `fence` does, over a cursor of psycopg, psycopg2 or Django, in its present transaction.
+
+        Raises:
+            StaleTermError: the term is over.
+        """
+        term = self._term
+        key = lock_key(term.namespace, self.name)
+        fence_key_with(cursor, key, self.token, f"the term of {self.name!r}", schema=term.schema)
 
     def _must_stop(self) -> None:
         self._stop.set()

@@ -172,6 +172,7 @@ class Metrics:
             for to in ("elected", "lost", "stepped_down"):
                 self.count("transitions_total", 0.0, singleton=name, to=to, reason=_USUAL[to])
             self.count("failures_total", 0.0, singleton=name)
+            self.count("leading_seconds_total", 0.0, singleton=name)
         for answer in ANSWERS:
             self.count("runs_total", 0.0, answer=answer)
         for kind in ERRORS:

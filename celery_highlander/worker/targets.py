@@ -42,6 +42,7 @@ def target_of_engine(engine: Engine) -> Target:
         engine.pool.recreate().connect().close()
     except _ArgumentsSeen as seen:
         arguments = seen.arguments
+        arguments.pop("context", None)  # SQLAlchemy's adapters for psycopg 3: the keeper's own engine has its own
     else:
         raise ConfigurationError(
             "the engine for highlander creates its connections itself (creator=…, or a do_connect that connects).",

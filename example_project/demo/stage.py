@@ -42,9 +42,10 @@ class ShopCluster(Cluster):
         self, conf: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None
     ) -> dict[str, str]:
         """The environment of a worker: the shop's own variables, and the module that writes the journals."""
-        settings = {**self.conf, **(conf or {}), "imports": ["example_project.demo.watched"]}
+        settings = {**self.conf, **(conf or {}), "imports": ["example_project.demo.watched"], "highlander_beat": False}
         own = {
             "SHOP_SETTINGS": json.dumps(settings),
+            "SHOP_DATABASE_URL": self.url,
             "SHOP_JOURNALS": str(self.journals),
             "SHOP_PRICE_INTERVAL": str(PRICE_INTERVAL),
             "TMPDIR": str(self.directory),

@@ -49,6 +49,12 @@ def chosen_pool() -> str:
     return os.environ.get("HIGHLANDER_ARENA_POOL") or "prefork"
 
 
+def _with_chosen_driver(url: str) -> str:
+    """The URL, for the driver that `HIGHLANDER_ARENA_DRIVER` chooses where a test does not choose another one."""
+    driver = os.environ.get("HIGHLANDER_ARENA_DRIVER") or "psycopg2"
+    return url.replace("+psycopg2:", f"+{driver}:")
+
+
 def _parents() -> dict[int, int]:
     """Parent of each living process (zombies are dead)."""
     found = {}
@@ -173,7 +179,7 @@ class Cluster:
         conf: Mapping[str, Any] | None = None,
         pool: str | None = None,
     ) -> None:
-        self.url = url
+        self.url = url = _with_chosen_driver(url)
         self.pool = pool or chosen_pool()
         self.directory = directory
         self.journals = directory / "journals"

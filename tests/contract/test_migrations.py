@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 TABLES = "select schemaname || '.' || tablename from pg_tables where tablename like 'highlander%' order by 1"
-ALL = [f"highlander_{name}" for name in ("entry", "migration", "run", "runner", "singleton", "term", "tick", "waiting")]
+NAMES = ("entry", "migration", "node", "order", "run", "runner", "singleton", "term", "tick", "waiting")
+ALL = [f"highlander_{name}" for name in NAMES]
 
 
 def connect(url: str) -> Connection:

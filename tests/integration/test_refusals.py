@@ -103,7 +103,7 @@ def test_a_role_without_rights_is_told_the_sql(postgres: Database, clerk: str, c
     workers = cluster(postgres.url(user=clerk, password=PASSWORD))
     said = refusal(workers.start("-X", "highlander"))
     assert "may not use or create the tables highlander_*: permission denied" in said
-    assert "grant select, insert, update on highlander_singleton, highlander_term to <role>;" in said
+    assert "grant select, insert, update on highlander_singleton, highlander_term, highlander_node, " in said
     postgres.execute(str(workers.command("highlander", "migrate", "--sql").stdout))
     postgres.execute(
         "grant select, insert, update, delete on "

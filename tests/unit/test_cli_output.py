@@ -41,6 +41,7 @@ def test_a_terminal_without_rich_gets_plain_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setitem(sys.modules, "rich.console", None)
+    for module in ("rich.console", "rich.table"):
+        monkeypatch.setitem(sys.modules, module, None)
     write_table(("NAME", "STATE"), ROWS)
     assert "ledger       leading" in capsys.readouterr().out

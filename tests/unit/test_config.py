@@ -64,6 +64,7 @@ def test_every_setting_is_read() -> None:
         "beat_once": False,
         "eligible": False,
         "priority": -5,
+        "http_address": "127.0.0.1:9808",
     }
     assert set(values) == {spec.name for spec in fields(Settings)}, "a setting is not tested here"
     settings = read(**values)

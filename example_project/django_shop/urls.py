@@ -1,0 +1,9 @@
+"""The project's URLs."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from example_project.django_shop import views
+
+urlpatterns = [path("sync/<account>", views.sync), path("prices/reload", views.reload_prices)]

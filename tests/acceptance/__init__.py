@@ -1,0 +1,1 @@
+"""What users have: whole applications, run as they run them."""
