@@ -170,6 +170,38 @@ def _with_conflict(port: int) -> dict[tuple[str, str], float]:
     return found if found["runs_total", "busy"] else {}
 
 
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("gevent", marks=pytest.mark.slow)])
+def test_an_application_serves_the_metrics_among_its_own(
+    postgres: Database, redis_server: Redis, tmp_path: Path, pool: str
+) -> None:
+    redis_server.command("flushall")
+    lead_once(postgres.url(), [QUEUE])
+    port = free_port()
+
+    class OwnMetrics(Cluster):
+        app_path = "tests.arena.registry_shop"
+
+    with OwnMetrics(postgres.url(), {"broker_url": redis_server.url()}, tmp_path, pool=pool) as cluster:
+        worker = cluster.start(*scenes.QUIET, "-X", QUEUE, env={"HIGHLANDER_ARENA_METRICS_PORT": str(port)})
+        scenes.ready(worker)
+        wait_until(lambda: scrape(port)["is_leader", QUEUE] == 1, PATIENCE, "the leadership to show")
+        assert scrape(port)["shop_starts_total", ""] == 1
+        assert scrape(port)["transitions_total", f"elected,{QUEUE},elected"] == 1
+
+
+@pytest.mark.slow
+def test_a_database_that_never_answers_a_new_connection_is_an_error_of_its_own(
+    start: Start, postgres: Database
+) -> None:
+    with TcpProxy("127.0.0.1", postgres.server.port) as proxy:
+        _, _, port = start(highlander_url=postgres.url(port=proxy.port))
+        proxy.cut()
+        wait_until(lambda: scrape(port)["database_errors_total", "refused"], PATIENCE, "a try that took too long")
+        assert scrape(port)["session_open", ""] == 0
+        proxy.heal()
+        wait_until(lambda: len(health(port)[1]["leads"]) == 2, PATIENCE, "it to lead both again")
+
+
 def test_what_can_be_counted_begins_at_zero(start: Start) -> None:
     _, _, port = start()
     families = {family.name: family for family in text_string_to_metric_families(get(port, "/metrics")[1])}
