@@ -18,6 +18,7 @@ from celery_highlander.election.contest import Phase
 from celery_highlander.election.protocol import TRANSITIONS
 from celery_highlander.errors import ERRORS_BY_CODE
 from celery_highlander.store import migrations
+from celery_highlander.worker.metrics import METRICS, REASONS
 from tests.docs.fences import PAGES, ROOT
 
 if TYPE_CHECKING:
@@ -98,6 +99,15 @@ def test_every_error_and_every_table_is_in_the_reference(generated: Any) -> None
     page = filled_in(generated, "tables.md")
     assert len(tables) >= 9
     assert [name for name in tables if f"## highlander_{name}\n" not in page] == []
+
+
+def test_every_metric_is_in_the_reference(generated: Any) -> None:
+    page = filled_in(generated, "metrics.md")
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        assert f"| `celery_highlander_{metric.name}` | {metric.kind} | {labels} | {metric.text} |" in page
+    for _, name in REASONS:
+        assert f"`{name}`" in page
 
 
 def test_what_the_code_has_and_nobody_has_described_stops_the_build(
