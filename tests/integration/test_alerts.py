@@ -129,6 +129,7 @@ def answers_every_panel(prometheus: Prometheus) -> None:
         wait_until(lambda plain=plain: prometheus.query(plain), 10, f"{plain} to find something")  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.redis
 @pytest.mark.prometheus
@@ -162,6 +163,7 @@ def test_alerts_fire_when_nobody_leads_or_a_silent_stranger_holds_the_lock(
         scene.fires("HighlanderNoNodes")
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.redis
 @pytest.mark.prometheus

@@ -78,6 +78,7 @@ def recovers(port: int) -> None:
     wait_until(lambda: health(port)[0] == 200, PATIENCE, "it to do well again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_stopped_keeper_makes_the_lease_overdue_until_there_is_a_new_one(start: Start, pool: str) -> None:
     _, worker, port = start(pool, highlander_worker_timeout=2.4)
