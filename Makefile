@@ -19,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PINS := requirements/test.txt
-SOURCES := $(wildcard celery_highlander tests example_project benchmarks scripts noxfile.py)
+SOURCES := $(wildcard celery_highlander tests example_project benchmarks scripts docs/conf.py docs/_ext docs/tutorial noxfile.py)
 
 .PHONY: help
 help: ## List the targets
@@ -51,7 +51,7 @@ demo: $(STAMP) ## Run the demonstration: workers, a leader that is killed, and a
 .PHONY: test
 test: $(STAMP) ## Run the test suite, without what is marked slow (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest tests/unit tests/planted -n 2 --dist worksteal --session-timeout=$(TEST_SECONDS) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/contract tests/integration tests/docs tests/faults -n 2 --dist worksteal \
+	$(BIN)/python -m pytest tests/contract tests/integration tests/docs tests/acceptance tests/faults -n 2 --dist worksteal \
 	    --session-timeout=$(TEST_SECONDS) $(PYTEST_ARGS)
 
 .PHONY: test-quick
@@ -64,11 +64,6 @@ faults: $(STAMP) ## Run every fault, the long ones too; report in reports/faults
 	$(BIN)/python -m pytest tests/faults tests/planted -m "" -v -rA --durations=0 --session-timeout=$(FAULTS_SECONDS) \
 	    --junitxml=reports/faults.xml $(PYTEST_ARGS) 2>&1 | tee reports/faults.txt
 
-.PHONY: docs
-docs: $(STAMP) ## Build the documentation into docs/_build/html; a warning is an error
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
-	@echo "docs/_build/html/index.html"
-
 .PHONY: compat
 compat: $(STAMP) ## Run the suite over versions of Python, Celery, SQLAlchemy, drivers and PostgreSQL (see noxfile.py)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nox --tags compat $(NOX_ARGS)
@@ -76,6 +71,12 @@ compat: $(STAMP) ## Run the suite over versions of Python, Celery, SQLAlchemy, d
 .PHONY: bench
 bench: $(STAMP) ## Measure takeover times and overheads
 	$(BIN)/python -m benchmarks
+
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python docs/_ext/states.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 .PHONY: lint
 lint: $(STAMP) lint-sources ## Check style, types, import rules, and that no file names a package index
@@ -109,5 +110,5 @@ pins: $(STAMP) ## Re-create requirements/test.txt from pyproject.toml (newest ve
 
 .PHONY: clean
 clean: ## Remove .venv, caches, builds and reports
-	rm -rf $(VENV) build dist reports .hypothesis .import_linter_cache .mypy_cache .nox .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build reports .hypothesis .import_linter_cache .mypy_cache .nox .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

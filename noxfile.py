@@ -19,7 +19,9 @@ import nox
 
 ROOT = Path(__file__).parent
 REPORTS = ROOT / "reports" / "compat"
-TABLE = ROOT / "docs" / "reference" / "compatibility-runs.md"
+PAGE = ROOT / "docs" / "reference" / "compatibility.md"
+MARKS = ("% made by `make compat`\n", "% to here\n")
+"""Comments of MyST, around what is replaced."""
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 CELERIES = ("5.3", "5.4", "5.5", "5.6", "5.7")
@@ -210,5 +212,7 @@ def table(session: nox.Session) -> None:
         lines.append(f"| {' | '.join(words)} |")
     if absent:
         lines += ["", f"Not run, mostly since it is not installed where this was made: {', '.join(absent)}."]
-    TABLE.write_text("\n".join(lines) + "\n")
-    session.log(f"{TABLE.relative_to(ROOT)}: {len(lines) - 2} lines")
+    head, _, rest = PAGE.read_text().partition(MARKS[0])
+    tail = rest.partition(MARKS[1])[2]
+    PAGE.write_text(head + MARKS[0] + "\n" + "\n".join(lines) + "\n\n" + MARKS[1] + tail)
+    session.log(f"written to {PAGE.relative_to(ROOT)}")

@@ -120,6 +120,7 @@ class Node:
         self._members_at = -inf
         self._started_work = False  # since the last heartbeat was handed out
         self._has_runs = False
+        self._held_by_others: frozenset[str] = frozenset()  # as the last poll has shown
         self._name = node
         self.orders = Orders(node)
         self._shown = True  # as one that takes part
@@ -143,6 +144,14 @@ class Node:
     def leaving(self) -> bool:
         """This node wants to lead nothing any more, or not yet."""
         return all(c.resting_until == inf for c in self.contests.values())
+
+    def sightings(self, now: float) -> dict[str, float]:
+        """When the last heartbeat of another's term was first seen, by name: of what this node tries for in vain."""
+        return {
+            name: contest.sighting.first_seen_at
+            for name, contest in self.contests.items()
+            if self.connected and contest.sighting and name in self._held_by_others and self._wants(name, now)
+        }
 
     def is_steady(self, now: float) -> bool:
         """Whether the session has lived long enough to count as a success."""
@@ -367,6 +376,7 @@ class Node:
         if event.members is not None and self._placement.see(event.members, now):
             self._poll_at = now  # this node's share is another one: what there was no room for is tried for at once
         room = self._placement.room(self._held)
+        self._held_by_others = frozenset(row.name for row in event.rows if not row.granted)
         granted, beyond = [], []
         for row in event.rows:
             if self.contests[row.name].phase is not p.Phase.STANDBY:

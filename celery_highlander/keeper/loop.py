@@ -210,7 +210,7 @@ class Keeper:
         if now >= self._pulse_at:
             self._pulse_at = now + self._timing.heartbeat_interval
             self._tell("pulse")
-            self._tell_counts()
+            self._tell_counts(now)
         if self._channel.has_unsent:
             self._flush()
         if self._worker_gone_at is None and not self._worker_frozen and now - self._heard_at > self._worker_timeout:
@@ -223,6 +223,8 @@ class Keeper:
             self._close_session()
             reason = f"no connection within {CONNECT_LIMIT:g} s"
             self._complain("no lock session: %s", reason, "no_session")
+            code = DatabaseUnavailableError.code
+            self._tell("refused", code=code, message=reason, hint="", again=True)  # the log has it
             self._feed(n.ConnectFailed(reason), now)
         if self._complaints and self._node.is_steady(now):
             untold = self._complaints.forget()
@@ -274,6 +276,7 @@ class Keeper:
             case n.CloseSession(reason):
                 self._complain("lock session given up: %s", reason, "close_session")
                 self._close_session()
+                self._tell("closed", reason=reason)
                 self._desk.feed(r.SessionLost(reason), now)
             case n.Start(name, token, deadline):
                 self._start(name, token, deadline, now)
@@ -341,8 +344,10 @@ class Keeper:
                 pass
         self._feed(report.event, now)  # type: ignore[arg-type]  # the others are the node's
 
-    def _tell_counts(self) -> None:
-        """Tell the worker, which has the metrics, what has happened since the last time."""
+    def _tell_counts(self, now: float) -> None:
+        """Tell the worker, which has the metrics, what has happened since the last time, and what is seen of others."""
+        forbidden = [name for name in self._node.contests if self._node.orders.forbids(name)]
+        self._tell("seen", sightings=self._node.sightings(now), forbidden=forbidden)
         if self._heartbeats or self._desk.counts:
             self._tell("counted", counts=dict(self._desk.counts), values={"heartbeat_seconds": self._heartbeats})
             self._desk.counts.clear()

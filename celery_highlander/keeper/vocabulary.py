@@ -90,6 +90,7 @@ KEEPER_SAYS: Vocabulary = {
     "process": {**_TERM, "pid": _WHOLE},
     "failed": {**_TERM, "reason": _TEXT},
     "counted": {"counts": _counts_of(_NUMBER), "values": _counts_of(_numbers)},
+    "seen": {"sightings": _counts_of(_NUMBER), "forbidden": _TEXTS},
     "log": {"level": _WHOLE, "message": _TEXT},
     "runs": {"runs": _rows_of(_ID, _ID, _FLAG)},
 }

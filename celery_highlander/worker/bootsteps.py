@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
@@ -311,10 +312,12 @@ def _load(w: WorkController, settings: Any, processes: dict[str, str]) -> dict[s
     """What the launcher needs to load the application as this worker did."""
     import sys
 
+    here = str(Path.cwd())
     return {
         "app": path_of_app(w.app),
         "functions": processes,
-        "sys_path": sys.path,
+        # Celery finds an app in the working directory, and takes that off the path again as soon as it is imported.
+        "sys_path": sys.path if {"", here} & set(sys.path) else [here, *sys.path],
         "namespace": settings.namespace,
         "schema": settings.schema,
         "kill_margin": settings.kill_margin,

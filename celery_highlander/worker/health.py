@@ -48,9 +48,12 @@ def health_of(link: KeeperLink) -> Health:
         problems.append(f"the plugin's own thread has not moved for {now - vitals.turned_at:.1f} s.")
     if now - vitals.heard_at > vitals.keeper_timeout:
         problems.append(f"the keeper has been silent for {now - vitals.heard_at:.1f} s.")
-    deadline = link.cell.deadline
-    if vitals.leads and now > deadline:
-        problems.append(f"the lease ran out {now - deadline:.1f} s ago, and {', '.join(vitals.leads)} has not stopped.")
+    # With no lease at all, what was led has ended, and only the last word on it is under way.
+    if vitals.leads and vitals.renewed_at is not None and now - vitals.renewed_at > vitals.renewed_every:
+        problems.append(
+            f"the lease is overdue: renewed {now - vitals.renewed_at:.1f} s ago, and {', '.join(vitals.leads)} has "
+            "not stopped yet."
+        )
     if vitals.hung_for is not None:
         problems.append(f"the worker's main loop has made no progress for more than {vitals.hung_for:g} s.")
     return Health(not problems, problems, link.snapshot.connected, list(vitals.leads))

@@ -145,6 +145,8 @@ class Vitals:
         keeper_timeout: for how many seconds it may be silent.
         hung_for: for how many seconds, at least, the main loop has made no progress; None where it does.
         leads: what this node leads.
+        renewed_at: when the last heartbeat was sent that was answered; None where no lease runs.
+        renewed_every: how old that may be before the next one is overdue.
     """
 
     turned_at: float
@@ -152,6 +154,8 @@ class Vitals:
     keeper_timeout: float
     hung_for: float | None
     leads: tuple[str, ...]
+    renewed_at: float | None
+    renewed_every: float
 
 
 class KeeperLink:
@@ -176,7 +180,7 @@ class KeeperLink:
         self.once: RunOnce | None = None
         self.announce: Callable[[Callable[[], object]], object] = lambda tell: tell()
         self.monitors: Monitors | None = None
-        self.metrics = Metrics(plan.keys)
+        self.metrics = Metrics(plan.keys, plan.settings.lease_duration)
         self._timing = plan.settings.timing
         self.node = uuid.uuid4().hex[:12]
         self.snapshot = Snapshot()
@@ -221,7 +225,17 @@ class KeeperLink:
         """Signs of life; safe on any thread."""
         hung_for = self.loop.timeout if self._hung and self.loop is not None else None
         leads = (*list(self._held), *list(self._process_terms))
-        return Vitals(self._looped_at, self._heard_at, self._plan.settings.worker_timeout, hung_for, leads)
+        timing, deadline = self._timing, self.cell.deadline
+        renewed_at = deadline - timing.kill_deadline(timing.lease) if deadline else None
+        return Vitals(
+            turned_at=self._looped_at,
+            heard_at=self._heard_at,
+            keeper_timeout=self._plan.settings.worker_timeout,
+            hung_for=hung_for,
+            leads=leads,
+            renewed_at=renewed_at,
+            renewed_every=timing.heartbeat_interval + timing.heartbeat_timeout,
+        )
 
     @property
     def paused(self) -> frozenset[str]:
@@ -511,6 +525,7 @@ class KeeperLink:
         self._reported.clear()
         self._process_terms.clear()
         self.snapshot = Snapshot(reason=reason)
+        self.metrics.see({}, ())
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -536,8 +551,8 @@ class KeeperLink:
                 self._show_phase(message["name"], message["phase"], message["token"])
             case "failed":
                 self._failed(message["name"], message["token"], message["reason"])
-            case "counted":
-                self.metrics.take(message["counts"], message["values"])
+            case "counted" | "seen":
+                self._measure(message)
             case "launcher_ready":
                 logger.info("highlander: singleton processes can run here")
             case "process":
@@ -562,6 +577,12 @@ class KeeperLink:
         if phase == "waiting":
             self._tell_monitors(monitoring.TAKEOVER_WAITING, name, token)
 
+    def _measure(self, message: Message) -> None:
+        if message["type"] == "counted":
+            self.metrics.take(message["counts"], message["values"])
+        else:
+            self.metrics.see(message["sightings"], message["forbidden"])
+
     def _failed(self, name: str, token: int, reason: str) -> None:
         self._tell_monitors(monitoring.SINGLETON_FAILED, name, token, reason=reason)
         self.metrics.count("failures_total", singleton=name)
@@ -577,6 +598,7 @@ class KeeperLink:
 
     def _disconnected(self, reason: str, kind: str) -> None:
         self._show(connected=False, reason=reason)
+        self.metrics.see({}, ())
         self.metrics.count("database_errors_total", kind=kind)
 
     def _tell_target(self) -> None:

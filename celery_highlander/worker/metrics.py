@@ -60,12 +60,20 @@ class Metric:
 
 METRICS = (
     Metric("is_leader", "gauge", "1 if this node leads the singleton, else 0.", ("singleton",)),
+    Metric("healthy", "gauge", "1 if this node does well, as at /healthz, else 0."),
     Metric("session_open", "gauge", "1 if this node's lock session is open, else 0."),
-    Metric("paused", "gauge", "1 if this node was told by remote control not to lead it, else 0.", ("singleton",)),
+    Metric("paused", "gauge", "1 if this node must not lead it: paused, or the node drained, else 0.", ("singleton",)),
+    Metric("lease_seconds", "gauge", "The setting highlander_lease_duration."),
     Metric(
         "lease_left_seconds",
         "gauge",
         "Seconds for which what this node leads may act without a further heartbeat; absent where it leads nothing.",
+    ),
+    Metric(
+        "leader_silent_seconds",
+        "gauge",
+        "Seconds since this standby saw the last new heartbeat of the leader; absent where it cannot see any.",
+        ("singleton",),
     ),
     Metric(
         "transitions_total",
@@ -91,10 +99,22 @@ METRICS = (
     Metric(
         "tick_lateness_seconds", "histogram", "Seconds from when a tick was due to its message.", (), LATENESS_BUCKETS
     ),
-    Metric("runs_total", "counter", "Runs of singleton tasks that asked for their key, by the answer.", ("answer",)),
+    Metric(
+        "runs_total",
+        "counter",
+        "Runs of singleton tasks that asked for their key, by the answer: held (they ran), busy (a conflict), "
+        "unavailable (no database), refused.",
+        ("answer",),
+    ),
     Metric("run_wait_seconds_total", "counter", "Seconds that runs of singleton tasks have waited for their key."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
+
+ANSWERS = ("held", "busy", "unavailable", "refused")
+ERRORS = ("lost", "refused")
+
+
+_USUAL = {"elected": "elected", "lost": "database", "stepped_down": "shutdown"}
 
 
 def reason_class(reason: str) -> str:
@@ -131,16 +151,32 @@ class Metrics:
 
     Args:
         singletons: the names.
+        lease: the lease's duration.
     """
 
-    def __init__(self, singletons: Iterable[str]) -> None:
+    def __init__(self, singletons: Iterable[str], lease: float = 0.0) -> None:
         self._singletons = tuple(singletons)
+        self._lease = lease
         self._lock = native.lock()
-        # From the start, with what is known: a counter that appears with 1 has not increased, to Prometheus.
-        self._counters: Counter[tuple[str, Labels]] = Counter(dict.fromkeys(_known_counters(self._singletons), 0))
+        self._counters: Counter[tuple[str, Labels]] = Counter()
         self._histograms: dict[tuple[str, Labels], Histogram] = {}
         self._leading_since: dict[str, float] = {}
         self._granted_at: dict[str, float] = {}
+        self._sightings: Mapping[str, float] = {}
+        self._forbidden: frozenset[str] = frozenset()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin at 0 whatever can be known beforehand: Prometheus sees no rise of what appears as 1."""
+        for name in self._singletons:
+            for to in ("elected", "lost", "stepped_down"):
+                self.count("transitions_total", 0.0, singleton=name, to=to, reason=_USUAL[to])
+            self.count("failures_total", 0.0, singleton=name)
+            self.count("leading_seconds_total", 0.0, singleton=name)
+        for answer in ANSWERS:
+            self.count("runs_total", 0.0, answer=answer)
+        for kind in ERRORS:
+            self.count("database_errors_total", 0.0, kind=kind)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -193,18 +229,29 @@ class Metrics:
             "transitions_total", singleton=name, to="lost" if lost else "stepped_down", reason=reason_class(reason)
         )
 
+    def see(self, sightings: Mapping[str, float], forbidden: Iterable[str]) -> None:
+        """Take in what the keeper has seen of others: when it saw their last heartbeats, and what it must not lead."""
+        self._sightings, self._forbidden = sightings, frozenset(forbidden)
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def families(
-        self, *, connected: bool, leading: Iterable[str], paused: Iterable[str], deadline: float
+        self,
+        *,
+        connected: bool,
+        leading: Iterable[str],
+        paused: Iterable[str],
+        deadline: float,
+        healthy: bool = True,
     ) -> list[Family]:
         """Return everything as it is now.
 
         Args:
             connected: whether the lock session is open.
             leading: what this node leads.
-            paused: what it was told not to lead.
+            paused: what it was told by remote control not to lead.
             deadline: until when it may act, on the boot-time clock; 0 where it leads nothing.
+            healthy: whether the node does well.
         """
         now = boot_time()
         with self._lock:
@@ -215,8 +262,14 @@ class Metrics:
         for name, since in list(self._leading_since.items()):
             key = "leading_seconds_total", (("singleton", name),)
             counters[key] = counters.get(key, 0) + now - since  # type: ignore[assignment]  # as above
-        gauges: dict[tuple[str, Labels], float] = {("session_open", ()): float(connected)}
-        held, kept = set(leading), set(paused)
+        gauges: dict[tuple[str, Labels], float] = {
+            ("healthy", ()): float(healthy),
+            ("session_open", ()): float(connected),
+            ("lease_seconds", ()): self._lease,
+        }
+        held, kept = set(leading), {*paused, *self._forbidden}
+        for name, seen_at in self._sightings.items():
+            gauges["leader_silent_seconds", (("singleton", name),)] = max(0.0, now - seen_at)
         for name in self._singletons:
             gauges["is_leader", (("singleton", name),)] = float(name in held)
             gauges["paused", (("singleton", name),)] = float(name in kept)
@@ -234,16 +287,6 @@ class Metrics:
                 samples = [("", (), 0.0)]
             families.append(Family(metric, samples))
         return families
-
-
-def _known_counters(singletons: Iterable[str]) -> list[tuple[str, Labels]]:
-    known: list[tuple[str, Labels]] = [("database_errors_total", (("kind", kind),)) for kind in ("lost", "refused")]
-    known += [("runs_total", (("answer", answer),)) for answer in ("held", "busy", "unavailable")]
-    for name in singletons:
-        own = ("singleton", name)
-        known += [("failures_total", (own,)), ("leading_seconds_total", (own,))]
-        known.append(("transitions_total", (own, ("to", "elected"), ("reason", "elected"))))
-    return known
 
 
 def _of_histogram(labels: Labels, found: Histogram) -> list[tuple[str, Labels, float]]:

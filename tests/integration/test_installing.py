@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +20,6 @@ from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LIMIT = 60.0
 HELD = """select t.worker, t.pid from highlander_singleton s join highlander_term t using (key, token)
@@ -42,9 +43,9 @@ class Project:
         head = f"import json\nconf = json.loads({json.dumps(self.conf)!r})\nURL = {self.database.url()!r}\n"
         (self.directory / f"{name}.py").write_text(head + code)
 
-    def run(self, *argv: str) -> Worker:
-        """Start a Python process in the project."""
-        env = {**os.environ, "PYTHONPATH": f"{self.directory}:{ROOT}", "PYTHONWARNINGS": "ignore"}
+    def run(self, *argv: str, path: str | None = None) -> Worker:
+        """Start a Python process in the project; `path` is its PYTHONPATH, the project's directory by default."""
+        env = {**os.environ, "PYTHONPATH": path or f"{self.directory}:{ROOT}", "PYTHONWARNINGS": "ignore"}
         log = self.directory / f"log{len(self.workers)}"
         worker = Worker("w", [sys.executable, *argv], env, log, self.directory)
         self.workers.append(worker)
@@ -104,6 +105,29 @@ def test_a_setting_alone_is_enough(project: Project) -> None:
     status = project.command("highlander", "status", "--json")
     assert status.returncode == 0
     assert json.loads(status.stdout)["singletons"][0]["pid"] == worker.pid
+
+
+@pytest.mark.postgres
+def test_the_celery_program_runs_a_process_of_an_app_that_is_in_the_working_directory_only(project: Project) -> None:
+    project.write("""
+from pathlib import Path
+from celery import Celery
+from celery_highlander import Highlander
+
+app = Celery("proj")
+app.conf.update(conf, highlander_url=URL)
+highlander = Highlander(app)
+
+
+@highlander.process
+def feed(leadership):
+    Path("ran.txt").write_text(str(leadership.token))
+    leadership.wait()
+""")
+    program = shutil.which("celery", path=Path(sys.executable).parent)
+    assert program is not None
+    worker = project.run(program, "-A", "proj", "worker", "-c", "1", "-l", "INFO", path=str(ROOT))
+    wait_until((project.directory / "ran.txt").exists, LIMIT, f"the process\n{worker.log}")
 
 
 @pytest.mark.postgres

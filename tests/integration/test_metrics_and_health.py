@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +18,7 @@ from tests.faults import scenes
 from tests.faults.conftest import lead_once
 from tests.faults.scenes import PROCESS, QUEUE
 from tests.integration.commands import PASSWORD, invoke
+from tests.integration.scraping import get, health, samples, scrape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,36 +28,6 @@ if TYPE_CHECKING:
     from tests.arena.servers import Database, Redis
 
 LIMIT = 60.0
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def scrape(port: int) -> dict[tuple[str, str], float]:
-    """The samples of a worker: (name without the prefix, label values) to value."""
-    status, text = get(port, "/metrics")
-    assert status == 200
-    return samples(text)
-
-
-def samples(text: str) -> dict[tuple[str, str], float]:
-    found = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = ",".join(value for label, value in sorted(sample.labels.items()) if label != "le")
-            if not sample.name.endswith("_bucket"):
-                found[sample.name.removeprefix(PREFIX), labels] = sample.value
-    return found
-
-
-def health(port: int) -> tuple[int, dict[str, Any]]:
-    status, text = get(port, "/healthz")
-    return status, json.loads(text)
 
 
 @pytest.fixture(params=["prefork", pytest.param("gevent", marks=pytest.mark.slow)])
@@ -169,6 +138,10 @@ def test_a_port_that_is_taken_is_told_and_the_worker_works(make: Callable[..., t
     assert f"127.0.0.1:{port} cannot be listened on" in late.log
     assert late.is_running
     assert get(port, "/") == (404, "There is /metrics and /healthz.\n")
+
+    cluster.workers[0].close()  # as a rolling restart goes on
+    wait_until(lambda: f"/metrics and /healthz on 127.0.0.1:{port}" in late.log, LIMIT, "the late one to get the port")
+    assert health(port)[0] == 200
     late.send(signal.SIGTERM)
     assert late.wait() == 0
 
