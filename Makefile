@@ -9,6 +9,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 # More arguments for pytest, for example: make test PYTEST_ARGS="-k takeover -x".
 PYTEST_ARGS ?=
+# More arguments for nox, for example: make compat NOX_ARGS="--no-stop-on-first-error".
+NOX_ARGS ?=
 # No test starts after this many seconds of a run; a single test has its own limit in pyproject.toml.
 TEST_SECONDS ?= 600
 FAULTS_SECONDS ?= 3600
@@ -17,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PINS := requirements/test.txt
-SOURCES := $(wildcard celery_highlander tests example_project benchmarks scripts docs/conf.py docs/_ext docs/tutorial)
+SOURCES := $(wildcard celery_highlander tests example_project benchmarks scripts docs/conf.py docs/_ext docs/tutorial noxfile.py)
 
 .PHONY: help
 help: ## List the targets
@@ -62,6 +64,10 @@ faults: $(STAMP) ## Run every fault, the long ones too; report in reports/faults
 	$(BIN)/python -m pytest tests/faults tests/planted -m "" -v -rA --durations=0 --session-timeout=$(FAULTS_SECONDS) \
 	    --junitxml=reports/faults.xml $(PYTEST_ARGS) 2>&1 | tee reports/faults.txt
 
+.PHONY: compat
+compat: $(STAMP) ## Run the suite over versions of Python, Celery, SQLAlchemy, drivers and PostgreSQL (see noxfile.py)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nox --tags compat $(NOX_ARGS)
+
 .PHONY: bench
 bench: $(STAMP) ## Measure takeover times and overheads
 	$(BIN)/python -m benchmarks
@@ -104,5 +110,5 @@ pins: $(STAMP) ## Re-create requirements/test.txt from pyproject.toml (newest ve
 
 .PHONY: clean
 clean: ## Remove .venv, caches, builds and reports
-	rm -rf $(VENV) build dist docs/_build reports .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build reports .hypothesis .import_linter_cache .mypy_cache .nox .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -272,8 +272,12 @@ class RealKeeper:
         if self._holder is None:
             self._holder = client.RunClient(os.environ[ADDRESS_VARIABLE], deadly=False)
         want = want_of(task, args, kwargs or {}, task_id)
-        with self._holder.hold(want):
-            yield want.name
+        try:
+            with self._holder.hold(want):
+                yield want.name
+        finally:
+            # Asked over the connection that has just given the key back, so that the answer comes after that.
+            self._holder.forget(task_id, wait=True)
 
 
 @contextlib.contextmanager
