@@ -82,10 +82,13 @@ AXES = {
     "driver": DRIVERS,
     "postgres": POSTGRESES,
 }
+NEEDS = {("python", "3.10"): {"sqlalchemy": "2.0"}}
+"""What a value of one axis forces upon another: SQLAlchemy 2.1 came with Python 3.11 as its oldest."""
+
 CELLS = [
     ANCHOR,
     *(
-        replace(ANCHOR, **{"axis": axis, axis: value})
+        replace(ANCHOR, **{"axis": axis, axis: value, **NEEDS.get((axis, value), {})})
         for axis, values in AXES.items()
         for value in values
         if value != getattr(ANCHOR, axis)
