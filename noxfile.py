@@ -82,10 +82,13 @@ AXES = {
     "driver": DRIVERS,
     "postgres": POSTGRESES,
 }
+NEEDS = {("python", "3.10"): {"sqlalchemy": "2.0"}}
+"""What a value of one axis forces upon another: SQLAlchemy 2.1 came with Python 3.11 as its oldest."""
+
 CELLS = [
     ANCHOR,
     *(
-        replace(ANCHOR, **{"axis": axis, axis: value})
+        replace(ANCHOR, **{"axis": axis, axis: value, **NEEDS.get((axis, value), {})})
         for axis, values in AXES.items()
         for value in values
         if value != getattr(ANCHOR, axis)
@@ -143,6 +146,8 @@ def _run(session: nox.Session, cell: Cell) -> None:
     session.install(
         f"celery-highlander[psycopg] @ {built.as_uri()}",
         f"celery~={cell.celery}.0",
+        # Of its day: Celery's extras cap redis where a later kombu asks for a newer one.
+        f"kombu~={cell.celery}.0",
         f"SQLAlchemy~={cell.sqlalchemy}.0",
         *TESTS_NEED,
     )

@@ -110,6 +110,6 @@ def test_importing_the_package_adds_one_module_to_what_celery_loads() -> None:
 import sys, celery
 before = set(sys.modules)
 import celery_highlander
-print(sorted(set(sys.modules) - before - sys.stdlib_module_names))
+print(sorted(name for name in set(sys.modules) - before if name.partition(".")[0] not in sys.stdlib_module_names))
 """
     assert run(sys.executable, "-c", code).strip() == "['celery_highlander']"
