@@ -13,42 +13,71 @@ from sqlalchemy.pool import NullPool
 from celery_highlander.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Engine
 
     from celery_highlander.worker.leadership import Leadership
 
-_NOT_OF_LIBPQ = ("pool", "server_side_binding", "isolation_level", "assume_role", "cursor_factory")
+_OF_PSYCOPG = ("autocommit", "connection_factory", "context", "cursor_factory", "prepare_threshold", "row_factory")
+"""Arguments of `connect()` that make another connection or cursor of it; all others are libpq's."""
 
 
 def engine(using: str = "default") -> Engine:
     """Return an engine for the database alias `using` of Django's settings: of its own, without a pool.
 
-    Raises:
-        ConfigurationError: there is no such alias, or it is not a PostgreSQL.
-    """
-    from django.conf import settings  # noqa: PLC0415  # the application's
+    It connects with what Django itself would connect with (service files, `sslmode`, several hosts, passwords that a
+    backend fetches), but over a connection of its own.
 
-    known: dict[str, dict[str, Any]] = settings.DATABASES
-    if using not in known:
-        raise ConfigurationError(f"DATABASES has no alias {using!r}.", f"It has: {', '.join(map(repr, known))}.")
-    database = known[using]
-    backend = str(database.get("ENGINE", ""))
-    if not backend.endswith(("postgresql", "postgis")):  # those that wrap Django's own end the same
-        raise ConfigurationError(
-            f"DATABASES[{using!r}] is of the backend {backend!r}, and the lock is a PostgreSQL one.",
-            "Set CELERY_HIGHLANDER_URL to a PostgreSQL, or name the alias of one.",
-        )
-    options = dict(database.get("OPTIONS") or {})
-    arguments = {key: value for key, value in options.items() if key not in _NOT_OF_LIBPQ and value is not None}
+    Raises:
+        ConfigurationError: there is no such alias, Django cannot use it, or it is not a PostgreSQL.
+    """
+    parameters = _parameters(using)
+    shown = {name: str(parameters.get(name) or "") for name in ("user", "host", "port", "dbname")}
+    plain = not set("/,") & set(shown["host"] + shown["port"])  # neither a socket's directory nor several hosts
     url = URL.create(
         f"postgresql+{_driver()}",
-        username=database.get("USER") or None,
-        password=database.get("PASSWORD") or None,
-        host=database.get("HOST") or None,
-        port=int(database["PORT"]) if database.get("PORT") else None,
-        database=database.get("NAME") or None,
+        username=shown["user"] or None,
+        host=(plain and shown["host"]) or None,
+        port=int(shown["port"]) if plain and shown["host"] and shown["port"].isdigit() else None,
+        database=shown["dbname"] or None,
     )
-    return create_engine(url, connect_args=arguments, poolclass=NullPool)
+    return create_engine(url, connect_args=parameters, poolclass=NullPool)
+
+
+def _parameters(using: str) -> dict[str, Any]:
+    """What Django would connect to `using` with, as far as it is libpq's."""
+    from django.core.exceptions import ImproperlyConfigured  # noqa: PLC0415  # the application's
+    from django.db import connections  # noqa: PLC0415  # the application's
+
+    known = connections.databases
+    if using not in known:
+        raise ConfigurationError(f"DATABASES has no alias {using!r}.", f"It has: {', '.join(map(repr, known))}.")
+    backend = known[using]["ENGINE"]
+    try:
+        wrapper = connections[using]  # connects to nothing yet
+        if wrapper.vendor != "postgresql":  # whatever the backend is called: many wrap Django's own
+            raise ConfigurationError(
+                f"DATABASES[{using!r}] is of the backend {backend!r}, and the lock is a PostgreSQL one.",
+                "Set CELERY_HIGHLANDER_URL to a PostgreSQL, or name the alias of one.",
+            )
+        given = wrapper.get_connection_params()
+    except ImproperlyConfigured as error:
+        raise ConfigurationError(
+            f"Django cannot use DATABASES[{using!r}], of the backend {backend!r}: {' '.join(str(error).split())}",
+            f"Mend it until `manage.py check --database {using}` passes.",
+        ) from error
+    found = {name: value for name, value in given.items() if name not in _OF_PSYCOPG and value is not None}
+    return {**found, **_role(known[using].get("OPTIONS") or {}, str(found.get("options", "")))}
+
+
+def _role(options: Mapping[str, Any], further: str) -> dict[str, str]:
+    """Django sends `set role` once it is connected; the server can be told at the start too."""
+    role = options.get("assume_role")
+    if not role:
+        return {}
+    escaped = str(role).replace("\\", "\\\\").replace(" ", "\\ ")
+    return {"options": f"{further} -c role={escaped}".strip()}
 
 
 def fence(leadership: Leadership, using: str = "default") -> None:

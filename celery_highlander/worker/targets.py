@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import ArgumentError
 
 from celery_highlander.config import check_url
-from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError
+from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError, HighlanderError
 from celery_highlander.store.connecting import Target
 
 
@@ -71,6 +71,8 @@ def target_of_path(path: str) -> Target:
         raise ConfigurationError(f"highlander_engine = {path!r} cannot be imported: {error}") from error
     try:
         engine = function()
+    except HighlanderError:
+        raise  # it knows what is wrong: a mistake in the settings is refused at once, not tried again and again
     except (ArgumentError, ValueError) as error:  # may quote the URL, password and all
         raise ConfigurationError(f"highlander_engine = {path!r} raised {type(error).__name__}") from None
     except Exception as error:

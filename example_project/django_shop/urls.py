@@ -6,4 +6,8 @@ from django.urls import path
 
 from example_project.django_shop import views
 
-urlpatterns = [path("sync/<account>", views.sync), path("prices/reload", views.reload_prices)]
+urlpatterns = [
+    path("pay/<int:payment>", views.pay),
+    path("sync/<account>", views.sync),
+    path("prices/reload", views.reload_prices),
+]
