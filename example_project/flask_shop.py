@@ -54,7 +54,7 @@ def create_app() -> Flask:
 def init_celery(flask: Flask) -> Celery:
     """Make the Celery app as Flask's documentation has it: tasks run within the Flask app's context."""
 
-    class FlaskTask(Task):  # type: ignore[misc]  # Celery has no types
+    class FlaskTask(Task):
         def __call__(self, *args: object, **kwargs: object) -> object:
             with flask.app_context():
                 return self.run(*args, **kwargs)
