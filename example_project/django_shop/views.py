@@ -8,8 +8,7 @@ from django.db import transaction
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.http import require_POST
 
-from celery_highlander import Highlander
-from example_project.django_shop.celery import app
+from example_project.django_shop.celery import app, highlander
 from example_project.django_shop.tasks import enter, sync_account
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def sync(request: HttpRequest, account: str) -> HttpResponse:  # noqa: ARG001  #
 @require_POST
 def reload_prices(request: HttpRequest) -> HttpResponse:  # noqa: ARG001  # as Django calls it
     """Tell the one worker that the price feed runs beside, and no other."""
-    node = Highlander(app).whereis("price-feed")
+    node = highlander.whereis("price-feed")
     if node is None:
         return JsonResponse({"node": None}, status=503)
     replies = app.control.broadcast("reload_prices", destination=[node], reply=True, timeout=5.0, limit=1)
