@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LIMIT = 60.0
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 WEB = """
 import django
