@@ -63,6 +63,11 @@ class Shop:
         leader = self.leader(name)
         return [known for worker in self.cluster.workers if (known := f"{worker.name}@arena") != leader]
 
+    def gap(self, token: int) -> float:
+        """Seconds from the last act of the process in that term to the first one in a later term."""
+        scenes.acts(self.cluster, PROCESS, token)
+        return scenes.gap(self.cluster, PROCESS, token)
+
     def nobody_leads(self, name: str) -> bool:
         return name not in self.cluster.acting()
 
@@ -86,7 +91,7 @@ def test_a_step_down_hands_over_to_any_node_or_to_the_one_that_is_named(shop: Sh
     before, token = shop.leader(PROCESS), shop.cluster.token(PROCESS)
     facts = shop.facts("step-down", PROCESS, "--reason", "new disk")
     assert facts["from"] == before != facts["to"] == shop.leader(PROCESS)
-    assert scenes.gap(shop.cluster, PROCESS, token) < FAR_BELOW_THE_LEASE
+    assert shop.gap(token) < FAR_BELOW_THE_LEASE
     assert "step-down asked for by" in shop.worker(before).log
     assert ": new disk" in shop.worker(before).log
 
@@ -94,7 +99,7 @@ def test_a_step_down_hands_over_to_any_node_or_to_the_one_that_is_named(shop: Sh
         token = shop.cluster.token(PROCESS)
         assert wanted in shop.run("step-down", PROCESS, "--to", wanted)
         assert shop.leader(PROCESS) == wanted
-        assert scenes.gap(shop.cluster, PROCESS, token) < 2 * FAR_BELOW_THE_LEASE  # it rests from its own step-down
+        assert shop.gap(token) < 2 * FAR_BELOW_THE_LEASE  # it rests from its own step-down
     assert "already" in shop.run("step-down", PROCESS, "--to", shop.leader(PROCESS))
     shop.cluster.referee().verdict(PROCESS)
 
@@ -158,7 +163,7 @@ def test_a_drained_node_hands_over_all_that_it_leads_and_takes_nothing_until_it_
     assert set(facts["leaders"].values()) == {other}
     for name in tokens:
         assert shop.leader(name) == other
-    assert scenes.gap(shop.cluster, PROCESS, tokens[PROCESS]) < FAR_BELOW_THE_LEASE
+    assert shop.gap(tokens[PROCESS]) < FAR_BELOW_THE_LEASE
     nodes = {entry["worker"]: entry for entry in shop.facts("status", "--nodes")["nodes"]}
     assert nodes[node]["drained"]
     assert not nodes[node]["eligible"]
