@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_highlander.clock import boot_time
@@ -27,7 +28,8 @@ logger = logging.getLogger("celery_highlander")
 
 _BACKLOG = 16
 _REQUEST_LIMIT = 8192
-_REQUEST_TIMEOUT = 2.0  # seconds for a request to be there: one at a time is served
+_REQUEST_TIMEOUT = 2.0  # seconds for a request to be there
+_CLIENTS = 32  # at once; who comes beyond that is hung up on
 _ACCEPT_AGAIN = 0.1
 _RETRY_INTERVAL = 2.0  # seconds from one try for an address that is taken to the next one
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,6 +55,8 @@ class Endpoint:
         self._module = importlib.import_module("_socket")  # `socket` may be green
         self._socket: Any = None
         self._closed = native.Latch()
+        self._lock = native.lock()
+        self._clients = 0
 
     def start(self) -> None:
         """Listen; where that is not possible, say so, and try again until it is."""
@@ -119,13 +123,27 @@ class Endpoint:
                 native.sleep(_ACCEPT_AGAIN)  # no descriptors left, for instance
                 continue
             client = self._module.socket(fileno=descriptor)
-            try:
-                client.sendall(self._answer(_path(client)))
-                client.shutdown(self._module.SHUT_WR)  # a pool child that was forked meanwhile has it open too
-            except Exception as error:  # noqa: BLE001  # whatever one request does, the next one is answered
-                logger.debug("highlander: a request over HTTP failed: %r", error)
-            finally:
-                client.close()
+            with self._lock:
+                self._clients += 1
+                too_many = self._clients > _CLIENTS
+            if too_many:
+                self._hang_up(client)
+            else:
+                native.start_thread(partial(self._serve_one, client))
+
+    def _serve_one(self, client: Any) -> None:
+        try:
+            client.sendall(self._answer(_path(client)))
+            client.shutdown(self._module.SHUT_WR)  # a pool child that was forked meanwhile has it open too
+        except Exception as error:  # noqa: BLE001  # whatever one request does, the next one is answered
+            logger.debug("highlander: a request over HTTP failed: %r", error)
+        finally:
+            self._hang_up(client)
+
+    def _hang_up(self, client: Any) -> None:
+        client.close()
+        with self._lock:
+            self._clients -= 1
 
     def _answer(self, path: str) -> bytes:
         if path == "/metrics":

@@ -53,6 +53,7 @@ def test_the_plain_shop_does_all_that_it_shows(application: Callable[[str], Appl
     assert len(shop.query("select distinct token from payment")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_the_django_shop_takes_its_database_and_guards_its_scheduler(application: Callable[[str], Application]) -> None:
     shop = application("example_project.django_shop")
@@ -93,6 +94,7 @@ print(client.get('/prices/reload').json())
     wait_until(lambda: "prices loaded anew" in leader.log, LIMIT, "the leader to be told")
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_the_flask_shop_lends_its_engine_and_finds_its_leader(application: Callable[[str], Application]) -> None:
     shop = application("example_project.flask_shop")

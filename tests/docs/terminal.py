@@ -127,14 +127,14 @@ class Terminal:
 
     def follow(self, page: str) -> None:
         """Do what the page says, from the top to the bottom."""
-        for fence in fences(page):
-            if not fence.is_run:
-                continue
-            try:
-                self._follow(fence)
-            except (AssertionError, CommandError) as error:
-                raise AssertionError(f"{fence.place}: {error}\n\n{self.log}\n{self._logs()}") from error
-        self._await_services()
+        place = page
+        try:
+            for fence in fences(page):
+                place = fence.place
+                if fence.is_run:
+                    self._follow(fence)
+        except (AssertionError, CommandError) as error:
+            raise AssertionError(f"{place}: {error}\n\n{self.log[-5000:]}\n{self._logs()}") from error
 
     def _follow(self, fence: Fence) -> None:
         source = self.translate(fence.source)
@@ -149,6 +149,7 @@ class Terminal:
         elif fence.language == "console":
             for command, expected in commands(fence):
                 self._do(self.translate(command), expected)
+            self._await_services()  # each with the files as they are now
 
     def translate(self, text: str) -> str:
         """Put the addresses of this machine's servers in."""
@@ -183,16 +184,15 @@ class Terminal:
             self.type(command)
 
     def _await_services(self) -> None:
-        """Wait until every worker and beat that was started takes part."""
+        """Wait until every worker and beat that was started takes part, and see that none has ended."""
         deadline = time.monotonic() + PATIENCE
         nodes: list[object] = []
         while len(nodes) < self._services:
             assert time.monotonic() < deadline, f"{self._services} were started, and these take part: {nodes}"
             with contextlib.suppress(CommandError):  # before the tables are there
                 nodes = json.loads(self.type("celery -A shop highlander status --nodes --json"))["nodes"]
-        # Those that the page has ended may take a moment.
-        self.type(f"for i in $(seq 300); do test $(jobs -rp | wc -l) -eq {self._services} && break; sleep 0.1; done")
-        self.type(f"test $(jobs -rp | wc -l) -eq {self._services}")
+        if self._services:
+            self.type(f"test $(jobs -rp | wc -l) -eq {self._services}")
 
     def _start_worker_if_there_is_none(self) -> None:
         if not self._services:

@@ -47,6 +47,7 @@ def test_there_are_pages_with_commands() -> None:
     assert len(LONG) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_the_tutorial_can_be_followed_line_by_line(tmp_path: Path) -> None:
     require(Postgres.available())

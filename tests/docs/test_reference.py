@@ -18,6 +18,7 @@ from celery_highlander.election.contest import Phase
 from celery_highlander.election.protocol import TRANSITIONS
 from celery_highlander.errors import ERRORS_BY_CODE
 from celery_highlander.store import migrations
+from celery_highlander.worker.metrics import METRICS, REASONS
 from tests.docs.fences import PAGES, ROOT
 
 if TYPE_CHECKING:
@@ -100,6 +101,15 @@ def test_every_error_and_every_table_is_in_the_reference(generated: Any) -> None
     assert [name for name in tables if f"## highlander_{name}\n" not in page] == []
 
 
+def test_every_metric_is_in_the_reference(generated: Any) -> None:
+    page = filled_in(generated, "metrics.md")
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        assert f"| `celery_highlander_{metric.name}` | {metric.kind} | {labels} | {metric.text} |" in page
+    for _, name in REASONS:
+        assert f"`{name}`" in page
+
+
 def test_what_the_code_has_and_nobody_has_described_stops_the_build(
     generated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,10 +124,10 @@ def _tests_of(path: Path) -> set[str]:
 
 def test_every_guarantee_names_tests_that_are_there() -> None:
     text = GUARANTEES.read_text().partition("## What is not promised")[0]
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| sentence", "|--"))]
-    assert len(rows) > 40
-    assert [row for row in rows if not _NAMED.search(row.rpartition(" | ")[2] or row)] == []
-    named = {match for row in rows for match in _NAMED.findall(row)}
+    sentences = re.findall(r"^- (.*?)(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
+    assert len(sentences) > 40
+    assert [sentence for sentence in sentences if not _NAMED.search(sentence)] == []
+    named = {match for sentence in sentences for match in _NAMED.findall(sentence)}
     missing = [
         f"{file}::{test}"
         for file, test in sorted(named)

@@ -124,6 +124,7 @@ def test_nothing_runs_while_the_database_is_down_for_longer_than_the_lease(
         assert (min(after) - started_at) / 1e9 < AFTER_THE_LEASE + LONGEST_RECONNECT
 
 
+@pytest.mark.slow
 def test_work_is_dead_before_the_lease_ends_when_the_database_is_paused(
     cluster: MakeCluster, own_server: Postgres
 ) -> None:

@@ -24,6 +24,7 @@ pytestmark = [
 STUBBORN = {"highlander_processes": {PROCESS: "tests.arena.shop:stubborn"}}
 
 
+@pytest.mark.slow
 def test_nobody_acts_beside_a_leader_whose_session_ended_at_the_server_without_a_word(
     hosts: Hosts, host_cluster: MakeHostCluster
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_stubborn_process_of_a_frozen_node_is_dead_before_the_lease_ends(clust
     assert scenes.gap(shop, PROCESS, token) < LEASE + 4.0
 
 
+@pytest.mark.slow
 @pytest.mark.pool("prefork", reason="it has no pool children")
 @pytest.mark.parametrize(
     "options",

@@ -32,6 +32,7 @@ def send_all(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+@pytest.mark.slow
 def test_a_sigterm_to_every_process_at_once_is_a_handover(cluster: MakeCluster) -> None:
     shop = cluster("rabbitmq")
     leader, _ = scenes.leader_and_standby(shop)

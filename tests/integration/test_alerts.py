@@ -15,6 +15,7 @@ import yaml
 
 from celery_highlander.election.keys import lock_key
 from celery_highlander.worker.metrics import METRICS, PREFIX
+from tests.arena import processes
 from tests.arena.beats import BEAT, BeatCluster
 from tests.arena.cluster import Cluster
 from tests.arena.processes import free_port
@@ -129,6 +130,7 @@ def answers_every_panel(prometheus: Prometheus) -> None:
         wait_until(lambda plain=plain: prometheus.query(plain), 10, f"{plain} to find something")  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.redis
 @pytest.mark.prometheus
@@ -162,6 +164,7 @@ def test_alerts_fire_when_nobody_leads_or_a_silent_stranger_holds_the_lock(
         scene.fires("HighlanderNoNodes")
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.redis
 @pytest.mark.prometheus
@@ -261,6 +264,13 @@ def test_alerts_fire_when_ticks_are_skipped_or_late(postgres: Database, redis_se
 
 def panel_queries() -> list[str]:
     return [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+@pytest.mark.prometheus
+def test_the_file_is_one_that_prometheus_loads_as_it_is() -> None:
+    require(Prometheus.available())
+    said = processes.run(["promtool", "check", "rules", str(MONITORING / "alerts.yaml")])
+    assert f"SUCCESS: {len(FIRED_HERE)} rules found" in said
 
 
 def test_every_alert_that_is_shipped_is_seen_firing_here() -> None:

@@ -61,6 +61,7 @@ def test_settings_that_cannot_be_are_refused(
     assert told in refused(beats(**conf).start_beat())
 
 
+@pytest.mark.slow
 def test_a_beat_shows_where_it_stands_and_no_password(beats: Callable[..., BeatCluster]) -> None:
     cluster = beats(highlander_beat_missed={"*": "all", "oftn": "skip"})
     first = cluster.start_beat()
@@ -83,6 +84,7 @@ def test_a_beat_shows_where_it_stands_and_no_password(beats: Callable[..., BeatC
     assert entry["leader"].startswith(f"beat.{first.pid}@")
 
 
+@pytest.mark.slow
 def test_a_standby_answers_remote_control(beats: Callable[..., BeatCluster]) -> None:
     """It is beside the active one, does not tick, and is alive."""
     cluster = beats()

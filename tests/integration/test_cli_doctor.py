@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 
 from celery_highlander import SingletonTask
 from celery_highlander.store import migrations
@@ -36,6 +36,12 @@ def doctor(url: str, app: Celery | None = None, **conf: Any) -> dict[str, dict[s
 def levels(checks: dict[str, dict[str, str]]) -> dict[str, str]:
     """What is not ok."""
     return {name: check["level"] for name, check in checks.items() if check["level"] != "ok"}
+
+
+@pytest.fixture(autouse=True)
+def _no_tasks_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared tasks are in every app of the process."""
+    monkeypatch.setattr(_state, "_on_app_finalizers", set())
 
 
 @pytest.fixture

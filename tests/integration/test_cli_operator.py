@@ -136,6 +136,7 @@ def test_everything_can_be_paused_and_resumed_at_once(shop: Shop) -> None:
     assert shop.leader(PROCESS)
 
 
+@pytest.mark.slow
 def test_a_pause_lets_a_running_task_finish_unless_it_has_to_be_now(shop: Shop) -> None:
     shop.start(workers=2)
     shop.cluster.send(1, seconds=600)
@@ -180,6 +181,7 @@ def test_a_fenced_holder_stops_and_another_term_begins(shop: Shop) -> None:
     shop.cluster.referee().verdict(PROCESS)
 
 
+@pytest.mark.slow
 def test_a_preferred_node_leads_whenever_it_is_there(shop: Shop) -> None:
     shop.start(workers=2)
     (other,) = shop.others(PROCESS)

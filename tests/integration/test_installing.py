@@ -258,6 +258,7 @@ def rotating(project: Project) -> Iterator[Project]:
         yield project
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_a_password_that_rotates_is_asked_for_at_each_connection(rotating: Project) -> None:
     worker = rotating.worker()

@@ -130,6 +130,7 @@ def test_a_main_loop_that_hangs_is_a_problem(
     assert not json.loads(done.stdout)["ok"]
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_a_port_that_is_taken_is_told_and_the_worker_works(make: Callable[..., tuple[Cluster, list[int]]]) -> None:
     cluster, (port,) = make()

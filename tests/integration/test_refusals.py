@@ -164,6 +164,7 @@ def test_an_error_that_lasts_is_told_once_and_not_at_each_try(cluster: Callable[
         listener.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow
 def test_a_wrong_password_keeps_the_worker_up_and_is_shown_nowhere(
     guarded: Postgres, cluster: Callable[..., Cluster]
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_worker_steps_down_pauses_and_resumes_by_remote_control(shop: Cluster)
     shop.referee().verdict(PROCESS)
 
 
+@pytest.mark.slow
 def test_a_wrong_name_is_answered_in_a_sentence(shop: Cluster) -> None:
     start(shop, 1)
     for command in ("highlander_step_down", "highlander_pause", "highlander_resume"):
@@ -113,6 +114,7 @@ def test_monitors_hear_of_every_change_without_task_events(shop: Cluster, monito
     assert not [event for event in monitor.events if event["type"].startswith("task-")]
 
 
+@pytest.mark.slow
 def test_monitors_hear_of_a_wait_for_a_predecessor_and_of_a_process_that_keeps_failing(
     shop: Cluster, monitor: Monitor
 ) -> None:

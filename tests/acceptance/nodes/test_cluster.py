@@ -76,6 +76,7 @@ def test_another_worker_takes_over_from_one_that_is_killed(celery_setup: CeleryT
     takes_over(celery_setup, platform, first, token)
 
 
+@pytest.mark.slow
 def test_another_worker_takes_over_from_one_that_is_stopped(celery_setup: CeleryTestSetup, platform: Platform) -> None:
     first = leader(celery_setup)
     token = at_work(platform)
@@ -84,6 +85,7 @@ def test_another_worker_takes_over_from_one_that_is_stopped(celery_setup: Celery
     wait_until(lambda: first.container.status == "exited", PATIENCE, "the first worker to end")
 
 
+@pytest.mark.slow
 def test_beat_ticks_once_for_all_workers(celery_setup: CeleryTestSetup, platform: Platform) -> None:
     leader(celery_setup, "beat")
     runs = wait_until(lambda: ticks_run(platform, at_least=4), PATIENCE, "four ticks to have run")
