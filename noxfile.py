@@ -42,7 +42,7 @@ SELECTION = (
 """What a cell runs: the core, real elections and singleton runs, commands to workers, a takeover, a beat that dies."""
 
 LEFT_OUT = {"celery-5.3": "a_worker_steps_down_pauses_and_resumes_by_remote_control"}
-"""What a cell cannot do. `celery inspect` of 5.3 takes Celery's own commands alone; `app.control` takes ours too."""
+"""What a cell cannot do. `celery inspect` of 5.3 takes Celery's own commands alone."""
 
 TESTS_NEED = (
     "celery[redis]",
@@ -221,7 +221,7 @@ def table(session: nox.Session) -> None:
         ]
         lines.append(f"| {' | '.join(words)} |")
     if absent:
-        lines += ["", f"Not run, mostly since it is not installed where this was made: {', '.join(absent)}."]
+        lines += ["", f"Not run where this was made: {', '.join(absent)}."]
     head, _, rest = PAGE.read_text().partition(MARKS[0])
     tail = rest.partition(MARKS[1])[2]
     PAGE.write_text(head + MARKS[0] + "\n" + "\n".join(lines) + "\n\n" + MARKS[1] + tail)
