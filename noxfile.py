@@ -41,6 +41,9 @@ SELECTION = (
 )
 """What a cell runs: the core, real elections and singleton runs, commands to workers, a takeover, a beat that dies."""
 
+LEFT_OUT = {"celery-5.3": "a_worker_steps_down_pauses_and_resumes_by_remote_control"}
+"""What a cell cannot do. `celery inspect` of 5.3 takes Celery's own commands alone."""
+
 TESTS_NEED = (
     "celery[redis]",
     "celery-redbeat",
@@ -156,6 +159,8 @@ def _run(session: nox.Session, cell: Cell) -> None:
     begun = time.monotonic()
     # `-W ignore`: an older Celery warns of itself under a newer Python. Slow machines: a test has its own limit.
     argv = ["-n", "2", "--dist", "worksteal", "-W", "ignore", "-q", f"--junitxml={report}", *session.posargs]
+    if cell.name in LEFT_OUT:
+        argv += ["-k", f"not {LEFT_OUT[cell.name]}"]
     try:
         session.run("python", "-m", "pytest", *argv, *SELECTION, env=env, success_codes=[0, 1])
     finally:
@@ -216,7 +221,7 @@ def table(session: nox.Session) -> None:
         ]
         lines.append(f"| {' | '.join(words)} |")
     if absent:
-        lines += ["", f"Not run, mostly since it is not installed where this was made: {', '.join(absent)}."]
+        lines += ["", f"Not run where this was made: {', '.join(absent)}."]
     head, _, rest = PAGE.read_text().partition(MARKS[0])
     tail = rest.partition(MARKS[1])[2]
     PAGE.write_text(head + MARKS[0] + "\n" + "\n".join(lines) + "\n\n" + MARKS[1] + tail)
