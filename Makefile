@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 # More arguments for nox, for example: make compat NOX_ARGS="--no-stop-on-first-error".
 NOX_ARGS ?=
 # No test starts after this many seconds of a run; a single test has its own limit in pyproject.toml.
-TEST_SECONDS ?= 600
+TEST_SECONDS ?= 900
 FAULTS_SECONDS ?= 3600
 
 VENV := .venv
