@@ -50,7 +50,11 @@ def contained_leader_and_standby(shop: Cluster) -> tuple[Worker, int]:
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0  # it lived for a moment only
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def zombies(parent: int) -> list[int]:
