@@ -14,6 +14,6 @@ app = Celery("django_shop")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["example_project.django_shop"])
 
-# For `celery worker` the settings alone would do; web processes that ask `whereis`, or send singleton tasks of the scope
-# "queue", need it installed.
+# For `celery worker` the settings alone would do; web processes that ask `whereis`, or send singleton tasks of the
+# scope "queue", need it installed.
 highlander = Highlander(app)
