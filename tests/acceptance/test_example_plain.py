@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,9 @@ def test_the_shop_does_all_that_it_shows_and_another_worker_goes_on(application:
     shop.serve(2)
     assert "sent 3 payments" in shop.python("-m", "example_project.pay", "3")
     wait_until(lambda: {"beat", "highlander", "price_feed"} <= set(shop.acting()), LIMIT, "everything to be led")
+    probe = [sys.executable, "-m", "celery", "-A", "example_project.shop", "highlander", "health"]
+    for port in shop.ports:  # at whoever leads, and at a standby
+        assert "well" in shop.run(probe, env=shop.listening(port))
     wait_until(lambda: shop.query("select count(*) from payment")[0][0] == 3, LIMIT, "the payments")
     token = shop.token("highlander")
     assert shop.query("select distinct token from payment") == [(token,)]
