@@ -118,9 +118,7 @@ BUGS = (
         (
             Change("worker/supervisor.py", "        if channel in ready:\n            return False\n", ""),
             Change("worker/supervisor.py", "    die_with(parent, END_SIGNAL)\n", ""),
-            Change(
-                "worker/supervisor.py", "(left := cell.deadline - boot_time())", "(left := cell.deadline or boot_time())"
-            ),
+            Change("worker/supervisor.py", "(left := cell.deadline - boot_time())", "(left := boot_time())"),
             Change(
                 "worker/launcher.py",
                 "        except ChannelClosedError:\n            os.kill(os.getpid(), signal.SIGKILL)",
