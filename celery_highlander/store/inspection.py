@@ -162,13 +162,7 @@ def _missing_rights(
 def _collisions(
     connection: Connection, schema: str, namespace: str, names: Mapping[int, str]
 ) -> list[tuple[str, str, str]]:
-    found = connection.execute(
-        text(
-            f"select key, namespace, name from {migrations.prefix(schema)}singleton"
-            " where key = any(cast(:keys as bigint[])) order by name"
-        ),
-        {"keys": list(names)},
-    )
+    found = connection.execute(text(_KEYS.format(prefix=migrations.prefix(schema))), {"keys": list(names)})
     return [(names[key], theirs, other) for key, theirs, other in found if (theirs, other) != (namespace, names[key])]
 
 
