@@ -55,7 +55,12 @@ def examine(highlander: Highlander) -> list[Finding]:
     return [*findings, *_on_database(found, settings, parts)]
 
 
-_CHECK_OF_ERROR = {"pooler": "pooler", "standby_server": "standby", "server_version": "server version"}
+_CHECK_OF_ERROR = {
+    "pooler": "pooler",
+    "standby_server": "standby",
+    "server_version": "server version",
+    "lock_session": "timeline",
+}
 
 
 def _on_singletons(settings: Settings, count: int) -> Finding:

@@ -38,6 +38,7 @@ from celery_highlander.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
     HighlanderError,
+    LockSessionError,
     PoolerError,
     ServerVersionError,
     StandbyServerError,
@@ -242,6 +243,7 @@ def check_server(connection: Connection) -> Server:
         PoolerError: there is a pooler in between.
         StandbyServerError: the server is in recovery.
         ServerVersionError: the server is older than PostgreSQL 14.
+        LockSessionError: it does not tell its WAL timeline.
     """
     driver: Any = connection.connection.driver_connection
     pid, recovering, version = connection.execute(
@@ -266,14 +268,30 @@ def check_server(connection: Connection) -> Server:
             "its primary.",
             STANDBY_CURE,
         )
-    instance, timeline = connection.execute(
-        text(
-            "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '/' "
-            "|| extract(epoch from pg_postmaster_start_time())::text, "
-            "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
-        )
-    ).one()
+    instance, timeline = _origin(connection)
     return Server(backend_pid=pid, version=version, instance=instance, timeline=timeline)
+
+
+def _origin(connection: Connection) -> tuple[str, int]:
+    """Return what tells this start of this server from any other one, and its WAL timeline."""
+    try:
+        instance, timeline = connection.execute(
+            text(
+                "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '/' "
+                "|| extract(epoch from pg_postmaster_start_time())::text, "
+                "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
+            )
+        ).one()
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        raise LockSessionError(
+            "the server does not tell its WAL timeline, without which tokens might not rise over a failover: "
+            f"{' '.join(str(error.orig).split())}",
+            "Grant the role pg_current_wal_lsn() and pg_walfile_name(); on Aurora set rds.logical_replication = 1; or "
+            "give highlander_url a PostgreSQL of its own: it needs next to nothing.",
+        ) from None
+    return instance, timeline
 
 
 def guard_session(connection: Connection, timing: Timing) -> None:

@@ -100,6 +100,17 @@ def test_a_hot_standby_is_an_error(postgres: Database) -> None:
     assert "primary" in checks["standby"]["cure"]
 
 
+def test_a_server_that_does_not_tell_its_timeline_is_an_error(postgres: Database, clerk: str) -> None:
+    """As Aurora does not, whose error is another one."""
+    invoke(["migrate"], {"highlander_url": postgres.url()})
+    postgres.execute(migrations.grants("", clerk))
+    postgres.execute("revoke execute on function pg_current_wal_lsn() from public")
+    checks = doctor(postgres.url(user=clerk, password=PASSWORD))
+    assert levels(checks) == {"timeline": "error"}
+    assert "permission denied for function pg_current_wal_lsn" in checks["timeline"]["message"]
+    assert "on Aurora set rds.logical_replication = 1" in checks["timeline"]["cure"]
+
+
 def test_an_unreachable_database_is_an_error() -> None:
     checks = doctor(f"postgresql+psycopg2://app:{PASSWORD}@127.0.0.1:{free_port()}/shop")
     assert levels(checks) == {"connection": "error"}
