@@ -87,7 +87,9 @@ def rich_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Any:
         from rich.text import Text  # noqa: PLC0415
     except ImportError:
         return None
-    table: Any = Table(*headings, box=None, pad_edge=False, header_style="bold")
+    table: Any = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")  # and not cut: names differ in their last letters
     for row in rows:
         table.add_row(*(Text(cell.text, style=COLOURS.get(cell.tone, "")) for cell in row))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import click
 import pytest
 
 from celery_highlander.cli.output import Cell, duration, write_table
@@ -35,6 +36,19 @@ def test_a_table_on_a_terminal_uses_rich(capsys: pytest.CaptureFixture[str], mon
     told = capsys.readouterr().out
     assert "a-long-name" in told
     assert "leading" in told
+
+
+def test_no_name_is_cut_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    nodes = ["celery@shop-worker-7c9f8-abcde", "celery@shop-worker-7c9f8-fghij"]
+    write_table(("NODE", "REASON"), [[Cell(node), Cell("worker shutting down")] for node in nodes])
+    _, *lines = click.unstyle(capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "".join(line.split()[0] for line in lines if not line.startswith(" ")) == "".join(nodes)
 
 
 def test_a_terminal_without_rich_gets_plain_text(
