@@ -5,8 +5,8 @@ held the key, and only the end of that run deletes it. Whoever gets the lock and
 a debt: that run may still be going on, until the lease of its session has passed.
 
 A row is deleted before its lock is given back, and written before a run may begin, each in one statement; `insert … on
-conflict` looks at the latest state of a row, waits for one that is being deleted, and never at a snapshot. Whose debt a
-row is, is read once its lock is got, by another statement: what the first one saw may be older than the lock.
+conflict` looks at the latest state of a row, waits for one that is being deleted, and never at a snapshot, which may be
+older than the lock. So it also tells whose debt a row is: it "updates" it to what it is, and returns it.
 """
 
 from __future__ import annotations
@@ -369,7 +369,8 @@ select key, :holder, :lease, :namespace, name, task, task_id from tried where ke
 delete from {prefix}run where key = any(:keys) and holder = :holder returning key, pg_advisory_unlock(key)""",
     ),
 }
-# A row that is there already is not changed, and yet returned, by its latest state: whose debt it is.
+
+# A row that is there already is not changed, and yet returned, as it is by now: whose debt it is.
 _OR_WHOSE = """
 on conflict (key) do update set lease = r.lease
 returning key, holder, lease, task_id"""
