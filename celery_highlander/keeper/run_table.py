@@ -313,9 +313,14 @@ class RunTable:
         """Whether there is nothing that the session is needed for."""
         return not (self._runs or self._to_free or self._answer_due or self._lost_holders)
 
+    @property
+    def kill_at(self) -> float:
+        """When the next process has to be killed."""
+        return min((run.kill_at for run in self._running.values() if not run.killed), default=inf)
+
     def next_deadline(self) -> float:
         """When the next `Tick` is due."""
-        due = min((run.kill_at for run in self._running.values() if not run.killed), default=inf)
+        due = self.kill_at
         if self._queues:
             due = min(due, *(self._queue_due(queue) for queue in self._queues.values()))
         if self._to_free and not self._answer_due:
