@@ -50,8 +50,8 @@ IDLE_DURATION = 30.0
 """Seconds without a run after which a session stops its heartbeats for them."""
 
 FREE_DELAY = 0.003
-"""Seconds for which keys that nobody waits for here are kept, so that they are given back together, or with the next
-try."""
+"""Seconds for which keys that nobody waits for here are kept, so that they are given back together, and not just before
+another key is tried for, which would wait for it."""
 
 MOST_AT_ONCE = 200
 """Tries in one statement, at most."""
@@ -573,14 +573,17 @@ class RunTable:
             tries.append(
                 Try(self._numbers, base, want.limit, start, want.name, want.task, want.task_id, fenced=want.fenced)
             )
-        if (tries or (self._to_free and now >= self._free_at)) and not self._answer_due:
-            self._answer_due = bool(tries)
+        if tries and not self._answer_due:
+            self._answer_due = True
+            wanted = {key for one in tries for key in range(one.base, one.base + one.limit)}
             excluded = frozenset(run.key for run in self._running.values())
             excluded = excluded.union(*(self._asked[one.number].owed for one in tries))
-            of_these = {key for one in tries for key in range(one.base, one.base + one.limit)} if tries else set()
-            effects.append(
-                Take(tuple(self._to_free), tuple(tries), excluded & of_these, self._paid(now) if tries else frozenset())
-            )
+            first = tuple(key for key in self._to_free if key in wanted)
+            effects.append(Take(first, tuple(tries), excluded & wanted, self._paid(now)))
+            self._to_free = [key for key in self._to_free if key not in wanted]
+            self._free_at = now  # nobody waits for the rest here, but somebody waits for the answer
+        if self._to_free and now >= self._free_at:
+            effects.append(Take(tuple(self._to_free), (), frozenset(), frozenset()))
             self._to_free = []
 
     def _expire(self, base: int, now: float, effects: list[RunEffect]) -> None:
