@@ -33,6 +33,17 @@ class Guard(Scheduler):
         self._failure: BaseException | None = None
         super().__init__(app=app, **kwargs)
 
+    def setup_schedule(self) -> None:
+        """Read the entries.
+
+        A scheduler whose entries can be edited takes the first state that it sees for the one that it has read, and it
+        looks some seconds later. Edits fall into a failover; so it looks at once, before it reads.
+        """
+        look = getattr(self, "schedule_changed", None)
+        if callable(look):
+            look()
+        super().setup_schedule()
+
     @property
     def producer(self) -> Any:
         """A producer on a connection that has been in use lately."""

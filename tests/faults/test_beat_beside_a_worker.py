@@ -58,7 +58,6 @@ def test_it_is_started_again_when_it_is_killed(beats: MakeBeats) -> None:
     [
         signal.SIGKILL,
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGSTOP, marks=pytest.mark.slow),
     ],
 )
 def test_another_workers_beat_goes_on_when_its_worker_is_gone(beats: MakeBeats, how: signal.Signals) -> None:
@@ -67,6 +66,15 @@ def test_another_workers_beat_goes_on_when_its_worker_is_gone(beats: MakeBeats, 
     active.send(how)
     assert cluster.active(other_than=token) is not active
     runs_more(cluster, 12)
+    judge(cluster)
+
+
+@pytest.mark.slow
+def test_no_tick_is_lost_or_doubled_when_its_worker_is_frozen(beats: MakeBeats) -> None:
+    """It is a process of its own and goes on; unless the worker also leads a queue, for which it is killed."""
+    cluster, active = two_workers(beats)
+    active.send(signal.SIGSTOP)
+    runs_more(cluster, 40)
     judge(cluster)
 
 

@@ -189,6 +189,16 @@ def test_a_killed_keeper_ends_the_terms_and_the_worker_lives_on_with_a_new_one(c
     assert leader.keeper != old
 
 
+def test_a_process_that_never_stops_dies_with_its_keeper(cluster: MakeCluster) -> None:
+    shop = cluster("rabbitmq", processes={PROCESS: "tests.arena.shop:stubborn"})
+    leader, _ = scenes.leader_and_standby(shop)
+    terms = Terms.of(shop)
+    old, processes = leader.keeper, leader.singleton_processes
+    _kill_keeper(leader)
+    scenes.all_dead([old, *processes])
+    terms.are_taken_over(within=AFTER_THE_LEASE)
+
+
 @pytest.mark.parametrize("broker", ["rabbitmq", pytest.param("redis", marks=pytest.mark.slow)])
 def test_a_worker_killed_with_its_keeper_leaves_nothing_and_is_taken_over_within_the_lease(
     cluster: MakeCluster, broker: str
