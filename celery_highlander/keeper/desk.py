@@ -139,7 +139,11 @@ class Desk:
             self._feed(event, boot_time())
 
     def answer(self, holder: str, event: r.RunEvent | Claimed) -> None:
-        """Hand over what came of a statement, in the order in which the session `holder` has done them."""
+        """Hand over what came of a statement of the session `holder`.
+
+        In the order in which they were done: heartbeats that were read before a lock was got must not be taken for
+        those of after, which are the last ones of a debt.
+        """
         with self._lock:
             if holder != self._holder:
                 return  # of one that was given up

@@ -107,7 +107,7 @@ class Report:
 
 
 class LockSession(threading.Thread):
-    """Session `number`, which serves the `desk` as well; `post` gets its reports, on this thread, and has to be quick."""
+    """Session `number`. It serves the `desk`; `post` gets its reports, on this thread, and has to be quick."""
 
     def __init__(self, number: int, plan: SessionPlan, desk: Desk, post: Callable[[Report], None]) -> None:
         super().__init__(name=f"lock-session-{number}", daemon=True)
@@ -242,7 +242,7 @@ class LockSession(threading.Thread):
                 if for_runs:
                     runs.beat()
                     self._desk.answer(self.holder, r.Beaten(sent_at))
-                self._report(n.HeartbeatAnswered(sent_at, for_runs))
+                self._report(n.HeartbeatAnswered(sent_at))
             case n.Unlock(names):
                 terms.unlock(names)
             case n.Show(taking_part):

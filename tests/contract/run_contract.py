@@ -118,7 +118,7 @@ class RunContract:
 
     def test_a_text_that_looks_like_a_piece_of_an_array_is_a_text(self, bench: Bench) -> None:
         one, other = bench.session(), bench.session("n2")
-        task_id = 'a "b", {c}\\, NULL \'%s\''
+        task_id = "a \"b\", {c}\\, NULL '%s'"
         take(one, replace(attempt(), task_id=task_id))
         assert take(other).task_id == task_id
 

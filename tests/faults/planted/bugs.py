@@ -429,9 +429,7 @@ BUGS = (
     Bug(
         "a lease is counted from the answer of a heartbeat",
         (
-            Change(
-                "keeper/session.py", "HeartbeatAnswered(sent_at, for_runs)", "HeartbeatAnswered(boot_time(), for_runs)"
-            ),
+            Change("keeper/session.py", "HeartbeatAnswered(sent_at)", "HeartbeatAnswered(boot_time())"),
             _NO_ANSWER_AWAITED,
         ),
         "test_slow_link.py::test_a_late_answer_does_not_make_a_lease_longer",
