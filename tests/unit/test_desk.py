@@ -82,8 +82,8 @@ class Client:
 
     def want(self, base: int = KEY, **fields: Any) -> int:
         number = next(self._numbers)
-        wanted = {"limit": 1, "name": "key", "task": "pay", "task_id": "id", "wait": 0.0, "fenced": False, "abort": True}
-        self.say("take", run=number, base=base, **{**wanted, **fields})
+        wanted = {"limit": 1, "name": "key", "task": "pay", "task_id": "id", "wait": 0.0, "fenced": False, **fields}
+        self.say("take", run=number, base=base, abort=True, **wanted)
         return number
 
     def hears(self) -> dict[str, Any]:
@@ -164,7 +164,8 @@ def test_a_claim_is_answered_where_its_session_is_lost(bench: Bench) -> None:
     bench.desk.answer(ME, Claimed(claim.number, None))
 
 
-def test_a_run_of_the_worker_itself_that_goes_on_is_told_of_once(bench: Bench, holding: tuple[Client, int]) -> None:
+@pytest.mark.usefixtures("holding")
+def test_a_run_of_the_worker_itself_that_goes_on_is_told_of_once(bench: Bench) -> None:
     bench.desk.feed(r.SessionLost("cut"))
     assert not bench.desk.take_overdue()
     assert bench.desk.kill_at < boot_time() + TIMING.lease
