@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from celery_highlander.tasks.singleton import SingletonTask, current_run, singleton_task, skipped_key
     from celery_highlander.worker.highlander import Highlander
     from celery_highlander.worker.inside import LeadershipLostError
-    from celery_highlander.worker.leadership import Leadership
+    from celery_highlander.worker.leadership import Leadership, current_leadership
     from celery_highlander.worker.signals import leader_elected, leader_stepped_down, leadership_lost, run_skipped
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "SingletonRunLostError",
     "SingletonTask",
     "StaleTermError",
+    "current_leadership",
     "current_run",
     "fence",
     "leader_elected",
@@ -53,6 +54,7 @@ _HOMES = {
     "SingletonRunLostError": "errors",
     "SingletonTask": "tasks.singleton",
     "StaleTermError": "errors",
+    "current_leadership": "worker.leadership",
     "current_run": "tasks.singleton",
     "fence": "store.fencing",
     "leader_elected": "worker.signals",

@@ -17,8 +17,7 @@ from celery.worker.control import control_command
 from flask import Blueprint, Flask, current_app, jsonify
 from sqlalchemy import create_engine, text
 
-from celery_highlander import Highlander, Leadership, singleton_task
-from celery_highlander.worker.leadership import current_leadership
+from celery_highlander import Highlander, Leadership, current_leadership, singleton_task
 
 logger = get_task_logger(__name__)
 pages = Blueprint("shop", __name__)

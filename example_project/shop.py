@@ -15,8 +15,7 @@ from celery import Celery
 from celery.utils.log import get_task_logger
 from sqlalchemy import create_engine, text
 
-from celery_highlander import Highlander, Leadership, singleton_task
-from celery_highlander.worker.leadership import current_leadership
+from celery_highlander import Highlander, Leadership, current_leadership, singleton_task
 
 logger = get_task_logger(__name__)
 

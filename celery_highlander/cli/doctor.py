@@ -44,7 +44,7 @@ def examine(highlander: Highlander) -> list[Finding]:
     findings.append(_on_singletons(settings, len(keys)))
     findings += advice.on_celery(highlander.app, highlander.queues(settings))
     try:
-        found = inspection.inspect(target, settings.schema, settings.timing)
+        found = inspection.inspect(target, settings.schema, settings.timing, settings.namespace, keys)
     except HighlanderError as error:
         return [*findings, Finding(_CHECK_OF_ERROR.get(error.code, "connection"), "error", error.message, error.hint)]
     parts = Parts(
@@ -89,6 +89,7 @@ def _on_database(found: Inspection, settings: Settings, parts: Parts) -> Iterato
         )
     elif not isinstance(server, LockSessionError):
         yield Finding("session settings", "ok", f"the server drops a silent holder after {settings.lease_duration:g} s")
+    yield from _on_keys(found)
     yield from _on_answer(found, settings)
     yield _on_connections(found)
 
@@ -137,6 +138,25 @@ def _on_rights(found: Inspection, settings: Settings, parts: Parts) -> Iterator[
             )
         elif missing is not None and in_use:
             yield Finding(check, "ok", f"{found.role!r} may read and write their tables")
+
+
+def _on_keys(found: Inspection) -> Iterator[Finding]:
+    for name, namespace, other in found.collisions:
+        yield Finding(
+            "lock keys",
+            "error",
+            f"{name!r} has the lock key of {other!r} in the namespace {namespace!r}: no worker starts.",
+            "Rename one of them.",
+        )
+    for name, application, pid in found.strangers:
+        yield Finding(
+            "lock keys",
+            "error",
+            f"the lock of {name!r} is held by another program, {application!r}, backend {pid}: nobody can be elected.",
+            "End that session, and have the program take other keys; or rename the singleton.",
+        )
+    if not found.collisions and not found.strangers:
+        yield Finding("lock keys", "ok", "no key of a singleton is another one's, or held by another program")
 
 
 def _on_answer(found: Inspection, settings: Settings) -> Iterator[Finding]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from celery_highlander.store.connecting import Server
 
 
+_KEYS = "select key, namespace, name from {prefix}singleton where key = any(cast(:keys as bigint[])) order by name"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """What was found; an error stands where a fact could not be had because of it.
@@ -42,6 +45,8 @@ class Inspection:
         missing_rights: what the role may not do with the tables of elections; None where there are none.
         missing_rights_of_beat, missing_rights_of_runs: the same of the tables of the beat, and of singleton tasks.
         may_create: whether the role may create the tables.
+        collisions: the application's singletons whose lock key belongs to another one: name, its namespace, its name.
+        strangers: those whose lock key is held by a session that is not highlander's: name, application name, pid.
         session: None if the session settings of a lock session can be made, or why not.
         clock_ahead: seconds that the server's clock is ahead of this machine's, give or take half a round trip.
         round_trip: seconds from a statement to its answer.
@@ -57,6 +62,8 @@ class Inspection:
     missing_rights_of_beat: list[str] | None
     missing_rights_of_runs: list[str] | None
     may_create: bool
+    collisions: list[tuple[str, str, str]]
+    strangers: list[tuple[str, str, int]]
     session: str | None
     clock_ahead: float
     round_trip: float
@@ -64,8 +71,15 @@ class Inspection:
     max_connections: int
 
 
-def inspect(target: Target, schema: str, timing: Timing) -> Inspection:
+def inspect(target: Target, schema: str, timing: Timing, namespace: str, keys: Mapping[str, int]) -> Inspection:
     """Look around in the database of `target`.
+
+    Args:
+        target: where to connect to.
+        schema: of the tables.
+        timing: of the lease.
+        namespace: of the application.
+        keys: its singletons' names and lock keys.
 
     Raises:
         DatabaseUnavailableError: it cannot be reached.
@@ -75,14 +89,16 @@ def inspect(target: Target, schema: str, timing: Timing) -> Inspection:
     connection = open_connection(target, "highlander-doctor", timing)
     try:
         with patience(connection):
-            return _inspect(connection, target, schema, timing)
+            return _inspect(connection, target, schema, timing, namespace, keys)
     except DBAPIError as error:
         raise unanswered(error, target) from None
     finally:
         connection.close()
 
 
-def _inspect(connection: Connection, target: Target, schema: str, timing: Timing) -> Inspection:
+def _inspect(
+    connection: Connection, target: Target, schema: str, timing: Timing, namespace: str, keys: Mapping[str, int]
+) -> Inspection:
     role, database, version = _row(connection, "select current_user, current_database(), version()")
     clock_ahead, round_trip = _compare_clocks(connection)
     tables: int | SchemaError
@@ -101,16 +117,20 @@ def _inspect(connection: Connection, target: Target, schema: str, timing: Timing
         "- current_setting('superuser_reserved_connections')::int from pg_stat_activity "
         "where backend_type = 'client backend'",
     )
+    missing_rights = _missing_rights(connection, schema, tables, migrations.ELECTION_RIGHTS)
+    names = {key: name for name, key in keys.items()}
     return Inspection(
         role=role,
         database=database,
         version=" ".join(version.split()[:2]),
         server=server,
         tables=tables,
-        missing_rights=_missing_rights(connection, schema, tables, migrations.ELECTION_RIGHTS),
+        missing_rights=missing_rights,
         missing_rights_of_beat=_missing_rights(connection, schema, tables, migrations.BEAT_RIGHTS),
         missing_rights_of_runs=_missing_rights(connection, schema, tables, migrations.RUN_RIGHTS),
         may_create=_may_create(connection, schema),
+        collisions=[] if missing_rights != [] else _collisions(connection, schema, namespace, names),
+        strangers=_strangers(connection, names),
         session=None if isinstance(server, LockSessionError) else _try_session(connection, target, timing),
         clock_ahead=clock_ahead,
         round_trip=round_trip,
@@ -137,6 +157,30 @@ def _missing_rights(
     if isinstance(tables, SchemaError) or tables < migrations.VERSION:
         return None  # some of them are not there yet
     return migrations.missing_rights(connection, schema, rights)
+
+
+def _collisions(
+    connection: Connection, schema: str, namespace: str, names: Mapping[int, str]
+) -> list[tuple[str, str, str]]:
+    found = connection.execute(text(_KEYS.format(prefix=migrations.prefix(schema))), {"keys": list(names)})
+    return [(names[key], theirs, other) for key, theirs, other in found if (theirs, other) != (namespace, names[key])]
+
+
+def _strangers(connection: Connection, names: Mapping[int, str]) -> list[tuple[str, str, int]]:
+    found = connection.execute(
+        text(
+            """
+select (l.classid::bigint << 32) | l.objid::bigint as key, coalesce(a.application_name, ''), l.pid
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
+    and l.database = (select oid from pg_database where datname = current_database())
+    and (l.classid::bigint << 32) | l.objid::bigint = any(cast(:keys as bigint[]))
+    and coalesce(a.application_name, '') not like 'highlander %'
+order by l.pid"""
+        ),
+        {"keys": list(names)},
+    )
+    return [(names[key], application, pid) for key, application, pid in found]
 
 
 def _may_create(connection: Connection, schema: str) -> bool:

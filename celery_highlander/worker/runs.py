@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery.worker.request import Request
+    from kombu.message import Message
 
 logger = logging.getLogger("celery_highlander")
 
@@ -71,6 +72,7 @@ class Run:
         self.ended_at: float | None = None
         self._ended = ended
         request._request_dict[HEADER] = term
+        _bear_a_closed_channel(request.message)
         accepted, rejected = request.on_accepted, request.reject
 
         def on_accepted(pid: int, time_accepted: float) -> object:
@@ -138,6 +140,25 @@ class Run:
         if self.ended_at is not None:
             return self.settled or now - self.ended_at > ACK_GRACE
         return self.orphaned and not self.begun
+
+
+def _bear_a_closed_channel(message: Message) -> None:
+    """Have the acknowledgement of a message whose connection is lost fail as that of one whose connection breaks.
+
+    Over Redis, kombu may raise an AttributeError then, which ends Celery's loop, and with it the worker. The broker
+    delivers the message again anyway.
+    """
+    acknowledge = message.ack
+
+    def ack(*args: Any, **options: Any) -> object:
+        try:
+            return acknowledge(*args, **options)
+        except AttributeError:
+            if getattr(message.channel, "connection", None) is None:
+                raise ConnectionResetError("the connection over which the message came is lost") from None
+            raise
+
+    message.ack = ack
 
 
 def put_back(request: Request) -> None:

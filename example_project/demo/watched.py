@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from celery_highlander.worker.leadership import current_leadership
+from celery_highlander import current_leadership
 from example_project import shop
 from tests.arena.journal import Journal
 

@@ -9,9 +9,8 @@ from celery.utils.log import get_task_logger
 from celery.worker.control import control_command
 from django.db import transaction
 
-from celery_highlander import Leadership, singleton_task
+from celery_highlander import Leadership, current_leadership, singleton_task
 from celery_highlander.contrib.django import fence
-from celery_highlander.worker.leadership import current_leadership
 
 logger = get_task_logger(__name__)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from celery import Celery, Task, signals
 
-from celery_highlander import Highlander, Leadership
-from celery_highlander.worker.leadership import current_leadership
+from celery_highlander import Highlander, Leadership, current_leadership
 from tests.arena import families
 from tests.arena.journal import Journal
 

@@ -181,7 +181,7 @@ def test_a_server_that_freezes_after_the_connection_is_unavailable(
     monkeypatch.setattr(connecting, "ANSWER_TIMEOUT", 0.5)
     asks: dict[str, Callable[[], object]] = {
         "status": lambda: status.read(target, "shop", "", {"ledger": 1}),
-        "inspection": lambda: inspection.inspect(target, "", TIMING),
+        "inspection": lambda: inspection.inspect(target, "", TIMING, "shop", {}),
     }
     monkeypatch.setattr(f"celery_highlander.store.{step}.open_connection", lambda *_: connection)
     server.pause()

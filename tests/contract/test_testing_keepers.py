@@ -18,6 +18,7 @@ from celery_highlander import (
     SingletonRunLostError,
     SingletonTask,
     StaleTermError,
+    current_leadership,
     current_run,
     leader_elected,
     leader_stepped_down,
@@ -27,7 +28,6 @@ from celery_highlander import (
 from celery_highlander.clock import boot_time
 from celery_highlander.errors import DatabaseUnavailableError, HighlanderError
 from celery_highlander.testing import FakeKeeper, RealKeeper, StillRunningError, deliver
-from celery_highlander.worker.leadership import current_leadership
 from tests.arena.cluster import TIMELY
 from tests.arena.waiting import wait_until
 

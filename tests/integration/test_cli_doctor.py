@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, _state
+from sqlalchemy import create_engine, text
 
 from celery_highlander import SingletonTask
+from celery_highlander.election.keys import lock_key
 from celery_highlander.store import migrations
 from tests.arena.requirements import require
 from tests.arena.servers import Database, PgBouncer, Postgres, free_port
@@ -68,7 +70,7 @@ def test_a_healthy_installation_has_nothing_to_complain_of(postgres: Database) -
     assert levels(after) == {}
     assert set(after) >= {
         *("settings", "queues", "acknowledgement", "redis", "pool", "connection", "server version", "pooler"),
-        *("standby", "tables", "rights", "session settings", "clock", "connections"),
+        *("standby", "tables", "rights", "session settings", "lock keys", "clock", "connections"),
     }
 
 
@@ -164,6 +166,30 @@ def test_missing_rights_of_a_part_that_is_in_use_are_an_error(postgres: Database
     checks = doctor(url, app)
     assert levels(checks) == {}
     assert "may read and write" in checks[runs]["message"]
+
+
+def test_a_lock_key_that_belongs_to_another_singleton_is_an_error(postgres: Database) -> None:
+    url = postgres.url()
+    invoke(["migrate"], {"highlander_url": url})
+    key = lock_key("shop", "highlander")
+    postgres.execute(
+        "insert into highlander_singleton (key, namespace, name, token, heartbeats, owed, instance)"
+        f" values ({key}, 'other', 'prices', 1, 0, 0, '')"
+    )
+    found = doctor(url)
+    assert levels(found) == {"lock keys": "error"}
+    assert "'highlander' has the lock key of 'prices' in the namespace 'other'" in found["lock keys"]["message"]
+
+
+def test_a_lock_that_another_program_holds_is_an_error(postgres: Database) -> None:
+    url = postgres.url()
+    assert levels(doctor(url)) == {}
+    key = lock_key("shop", "highlander")
+    with create_engine(url, connect_args={"application_name": "nightly"}).connect() as connection:
+        connection.execute(text(f"select pg_advisory_lock({key})"))
+        found = doctor(url)
+    assert levels(found) == {"lock keys": "error"}
+    assert "held by another program, 'nightly', backend" in found["lock keys"]["message"]
 
 
 def test_few_free_connections_are_a_warning() -> None:
