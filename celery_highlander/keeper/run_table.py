@@ -50,8 +50,7 @@ IDLE_DURATION = 30.0
 """Seconds without a run after which a session stops its heartbeats for them."""
 
 FREE_DELAY = 0.003
-"""Seconds for which keys that nobody waits for here are kept, so that they are given back together, and not just before
-another key is tried for, which would wait for it."""
+"""Seconds for which keys that nobody waits for here are kept, so that they are given back together."""
 
 MOST_AT_ONCE = 200
 """Tries in one statement, at most."""
@@ -581,7 +580,6 @@ class RunTable:
             first = tuple(key for key in self._to_free if key in wanted)
             effects.append(Take(first, tuple(tries), excluded & wanted, self._paid(now)))
             self._to_free = [key for key in self._to_free if key not in wanted]
-            self._free_at = now  # nobody waits for the rest here, but somebody waits for the answer
         if self._to_free and now >= self._free_at:
             effects.append(Take(tuple(self._to_free), (), frozenset(), frozenset()))
             self._to_free = []

@@ -204,6 +204,7 @@ class LockSession(threading.Thread):
             self._post(Report(self.number, event, **more))
 
     def _serve(self, driver: Any, terms: Terms, runs: RunLocks) -> None:
+        notifications = Notifications(driver)
         poll = select.poll()
         for source in (driver, self._wake_in, self._desk):
             poll.register(source.fileno(), select.POLLIN)
@@ -225,7 +226,7 @@ class LockSession(threading.Thread):
                     effect.set()
                 else:
                     self._do(effect, terms, runs)
-            if take_notifications(driver):
+            if notifications.take(arrived=driver.fileno() in ready):
                 self._report(n.Notified())
 
     def _do(self, effect: Effect, terms: Terms, runs: RunLocks) -> None:
@@ -309,19 +310,41 @@ def _claim(runs: RunLocks, number: int, message: waiting.Waiting) -> Claimed:
         return Claimed(number, None, str(error))
 
 
-def take_notifications(driver: Any) -> bool:
-    """Take in what the server sent by itself; return whether a notification was among it.
+class Notifications:
+    """What the server sends by itself, on a connection of either driver; a statement may take it in as well.
 
-    Raises:
-        Exception: the driver's own, if the connection broke.
+    Args:
+        driver: the driver's connection.
     """
-    if hasattr(driver, "pgconn"):  # psycopg 3
-        driver.pgconn.consume_input()
-        found = False
-        while driver.pgconn.notifies() is not None:
-            found = True
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        self._is_psycopg3 = hasattr(driver, "pgconn")
+        self._are_there = False
+        if self._is_psycopg3:
+            driver.add_notify_handler(self._hear)  # of those that come with an answer
+
+    def _hear(self, _notification: object) -> None:
+        self._are_there = True
+
+    def take(self, *, arrived: bool = True) -> bool:
+        """Return whether there were any, and forget them.
+
+        Args:
+            arrived: whether something has arrived that no statement has taken in.
+
+        Raises:
+            Exception: the driver's own, if the connection broke.
+        """
+        if self._is_psycopg3:
+            if arrived:
+                self._driver.pgconn.consume_input()
+            while self._driver.pgconn.notifies() is not None:
+                self._are_there = True
+        else:
+            if arrived:
+                self._driver.poll()
+            self._are_there = bool(self._driver.notifies)
+            self._driver.notifies.clear()
+        found, self._are_there = self._are_there, False
         return found
-    driver.poll()
-    found = bool(driver.notifies)
-    driver.notifies.clear()
-    return found
