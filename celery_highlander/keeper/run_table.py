@@ -49,7 +49,7 @@ PATIENCE = 1.0
 IDLE_DURATION = 30.0
 """Seconds without a run after which a session stops its heartbeats for them."""
 
-FREE_DELAY = 0.003
+FREE_DELAY = 0.002
 """Seconds for which keys that nobody waits for here are kept, so that they are given back together."""
 
 MOST_AT_ONCE = 200
@@ -580,7 +580,7 @@ class RunTable:
             first = tuple(key for key in self._to_free if key in wanted)
             effects.append(Take(first, tuple(tries), excluded & wanted, self._paid(now)))
             self._to_free = [key for key in self._to_free if key not in wanted]
-        if self._to_free and now >= self._free_at:
+        if self._to_free and now >= self._free_at and touched is None:
             effects.append(Take(tuple(self._to_free), (), frozenset(), frozenset()))
             self._to_free = []
 
