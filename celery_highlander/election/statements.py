@@ -72,7 +72,6 @@ class HeartbeatAnswered:
     """The answer to `Heartbeat` if, and only if, every row was renewed on the right backend of a primary."""
 
     sent_at: float
-    runs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

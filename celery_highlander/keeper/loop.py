@@ -29,12 +29,12 @@ from celery_highlander.keeper import run_table as r
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.complaints import Complaints
-from celery_highlander.keeper.desk import Desk
+from celery_highlander.keeper.desk import OVERDUE, Desk
 from celery_highlander.keeper.ledger import RunLedger
 from celery_highlander.keeper.marks import Searcher
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message, MessageError
 from celery_highlander.keeper.processes import Launcher, SingletonProcess, reap_adopted, strays
-from celery_highlander.keeper.session import Claimed, Effect, LockSession, Report, SessionPlan
+from celery_highlander.keeper.session import Effect, LockSession, Report, SessionPlan
 from celery_highlander.keeper.trace import open_trace
 from celery_highlander.keeper.victims import Victim, adopt_orphans, freeze
 from celery_highlander.store.connecting import Target
@@ -132,7 +132,7 @@ class Keeper:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._desk = Desk(hello["address"], self._timing, self._selector, self._submit, self._kill_run)
+        self._desk = Desk(hello["address"], self._timing, worker.pid, self._submit)
         self._campaigning: set[str] = set()
         self._phases: dict[str, p.Phase] = {}
         self._heard_at = self._looped_at = now
@@ -167,8 +167,7 @@ class Keeper:
             now = boot_time()
             if now >= self._node.next_deadline(now):
                 self._feed(p.Tick(), now)
-            if now >= self._desk.next_deadline():
-                self._desk.feed(r.Tick(), now)
+            self._look_after_desk(now)
             self._node.renew_for_runs(self._desk.needs_heartbeats, now)
             wait = max(0.0, min(self._next_deadline(now) - boot_time(), 1.0))
             for key, _ in self._selector.select(wait):
@@ -182,6 +181,26 @@ class Keeper:
         if self._session is not None and self._node.connected:
             self._session.drain(self._timing.heartbeat_timeout)  # the last keys to be given back may be under way
         self._close_session()
+
+    def _look_after_desk(self, now: float) -> None:
+        """Serve the desk where the lock session does not."""
+        watch = self._session is None or not self._session.attends
+        if watch and not self._watches_desk:
+            self._watch(self._desk, self._desk.serve)
+        elif self._watches_desk and not watch:
+            self._selector.unregister(self._desk)
+        if watch or now >= self._desk.kill_at:
+            self._desk.serve()
+        if not self._desk.take_overdue():
+            return
+        if self._kills_worker:
+            self._kill_worker(OVERDUE)
+        else:
+            logger.critical("%s, and goes on UNSAFELY: highlander_on_stuck is 'continue'", OVERDUE)
+
+    @property
+    def _watches_desk(self) -> bool:
+        return self._desk.fileno() in self._selector.get_map()
 
     def _watch(self, source: Any, then: Any) -> None:
         if source.fileno() >= 0:
@@ -200,7 +219,10 @@ class Keeper:
         restarts = min((min(process.restart_at, process.kill_again_at) for process in processes), default=inf)
         flush_at = now + FLUSH_AGAIN if self._channel.has_unsent and not self._worker_deaf else inf
         overdue = min((at for at, _ in self._overdue.values()), default=inf)
-        due = min(self._node.next_deadline(now), self._desk.next_deadline())
+        due = min(
+            self._node.next_deadline(now),
+            self._desk.next_deadline() if self._watches_desk else self._desk.kill_at,
+        )
         return min(due, self._pulse_at, self._launch_at, restarts, flush_at, overdue)
 
     def _look_around(self, now: float) -> None:
@@ -270,14 +292,14 @@ class Keeper:
     def _do(self, effect: n.NodeEffect, now: float) -> None:
         match effect:
             case n.OpenSession(number):
-                self._session = LockSession(number, self._plan, self._post)
+                self._session = LockSession(number, self._plan, self._desk, self._post)
                 self._session_since = now
                 self._session.start()
             case n.CloseSession(reason):
                 self._complain("lock session given up: %s", reason, "close_session")
                 self._close_session()
                 self._tell("closed", reason=reason)
-                self._desk.feed(r.SessionLost(reason), now)
+                self._desk.feed(r.SessionLost(reason))
             case n.Start(name, token, deadline):
                 self._start(name, token, deadline, now)
             case n.Stop(name, token, reason, deadline):
@@ -288,8 +310,10 @@ class Keeper:
                 self._submit(effect)
 
     def _submit(self, effect: Effect) -> None:
-        if self._session is not None:
-            self._session.submit(effect)
+        """Called on any thread."""
+        session = self._session
+        if session is not None:
+            session.submit(effect)
 
     # -- the lock session ----------------------------------------------------------------------------------------------
 
@@ -316,7 +340,7 @@ class Keeper:
             elif isinstance(report.event, n.Disconnected):
                 self._complain("lock session lost: %s", report.event.reason, "session_lost")
                 self._tell("closed", reason=report.event.reason)
-                self._desk.feed(r.SessionLost(report.event.reason), boot_time())
+                self._desk.feed(r.SessionLost(report.event.reason))
             elif report.error is not None:
                 error = report.error
                 again = not self._complaints.is_new(error.message)
@@ -325,32 +349,24 @@ class Keeper:
 
     def _take_report(self, report: Report, now: float) -> None:
         match report.event:
-            case r.Registered() | r.Refused() | r.Taken() | r.Looked():
-                self._desk.feed(report.event, now)
-                return
-            case Claimed(number, found, refusal):
-                self._desk.claimed(number, found, refusal)
-                return
-            case n.HeartbeatAnswered(sent_at, runs):
+            case n.HeartbeatAnswered(sent_at):
                 self._heartbeats.append(now - sent_at)
-                if runs:
-                    self._desk.feed(r.Beaten(sent_at), now)
             case n.Polled(orders=orders) if orders is not None and orders != self._orders:
                 self._tell_of(orders)
             case n.Connected():
                 if report.server is not None:
-                    self._desk.feed(r.SessionOpen(self._plan.holder(report.session), report.server.instance), now)
+                    self._desk.feed(r.SessionOpen(self._plan.holder(report.session), report.server.instance))
             case _:
                 pass
-        self._feed(report.event, now)  # type: ignore[arg-type]  # the others are the node's
+        self._feed(report.event, now)
 
     def _tell_counts(self, now: float) -> None:
         """Tell the worker, which has the metrics, what has happened since the last time, and what is seen of others."""
         forbidden = [name for name in self._node.contests if self._node.orders.forbids(name)]
         self._tell("seen", sightings=self._node.sightings(now), forbidden=forbidden)
-        if self._heartbeats or self._desk.counts:
-            self._tell("counted", counts=dict(self._desk.counts), values={"heartbeat_seconds": self._heartbeats})
-            self._desk.counts.clear()
+        counts = self._desk.take_counts()
+        if self._heartbeats or counts:
+            self._tell("counted", counts=counts, values={"heartbeat_seconds": self._heartbeats})
             self._heartbeats = []
 
     def _tell_of(self, orders: tuple[n.Order, ...]) -> None:
@@ -501,15 +517,6 @@ class Keeper:
         )
         tree = freeze(self._worker_tree)  # with the worker itself: it must not start another child meanwhile
         self._doom(tree + self._registered())
-
-    def _kill_run(self, victim: Victim, reason: str) -> None:
-        if victim.pid != self._worker.pid:
-            logger.warning("killing process %d: %s", victim.pid, reason, extra={"action": "kill_run"})
-            victim.kill()
-        elif self._kills_worker:
-            self._kill_worker(reason)
-        else:
-            logger.critical("%s, and goes on UNSAFELY: highlander_on_stuck is 'continue'", reason)
 
     def _find_work(self) -> list[int]:
         """The pool children that live, and what tasks of singleton queues have started, orphans too."""

@@ -119,6 +119,8 @@ class Channel:
             self._buffer += chunk
             if len(self._buffer) > _READ_LIMIT:
                 break  # the rest with the next call
+            if len(chunk) < _CHUNK:
+                break  # that was all
         *lines, self._buffer = self._buffer.split(b"\n")
         if len(self._buffer) > LINE_LIMIT:
             raise MessageError(f"a message of more than {LINE_LIMIT} bytes")

@@ -49,6 +49,9 @@ PATIENCE = 1.0
 IDLE_DURATION = 30.0
 """Seconds without a run after which a session stops its heartbeats for them."""
 
+FREE_DELAY = 0.002
+"""Seconds for which keys that nobody waits for here are kept, so that they are given back together."""
+
 MOST_AT_ONCE = 200
 """Tries in one statement, at most."""
 
@@ -278,6 +281,7 @@ class RunTable:
         self._asked: dict[int, _Run] = {}
         self._numbers = 0
         self._to_free: list[int] = []
+        self._free_at = inf
         self._answer_due = False
         self._holder = self._instance = ""
         self._registering = self._is_registered = False
@@ -308,11 +312,18 @@ class RunTable:
         """Whether there is nothing that the session is needed for."""
         return not (self._runs or self._to_free or self._answer_due or self._lost_holders)
 
+    @property
+    def kill_at(self) -> float:
+        """When the next process has to be killed."""
+        return min((run.kill_at for run in self._running.values() if not run.killed), default=inf)
+
     def next_deadline(self) -> float:
         """When the next `Tick` is due."""
-        due = min((run.kill_at for run in self._running.values() if not run.killed), default=inf)
+        due = self.kill_at
         if self._queues:
             due = min(due, *(self._queue_due(queue) for queue in self._queues.values()))
+        if self._to_free and not self._answer_due:
+            due = min(due, self._free_at)
         if self._is_registered:
             due = min(due, self._look_at, self._idle_since + IDLE_DURATION if self._is_open else self._blocked_until)
         return due
@@ -385,12 +396,17 @@ class RunTable:
         del self._running[run_id]
         self._leave_base(base)
         if run.phase is Phase.HELD:
-            self._to_free.append(run.key)
+            self._give_back(run.key, now)
         elif self._is_registered:
             self._mark(effects)
         if base in self._queues:
             self._queues[base].try_at = now
         return [base]
+
+    def _give_back(self, key: int, now: float) -> None:
+        if not self._to_free:
+            self._free_at = now + FREE_DELAY
+        self._to_free.append(key)
 
     def _unqueue(self, run: _Run) -> None:
         queue = self._queues[run.want.base]
@@ -556,14 +572,16 @@ class RunTable:
             tries.append(
                 Try(self._numbers, base, want.limit, start, want.name, want.task, want.task_id, fenced=want.fenced)
             )
-        if (tries or self._to_free) and not self._answer_due:
-            self._answer_due = bool(tries)
+        if tries and not self._answer_due:
+            self._answer_due = True
+            wanted = {key for one in tries for key in range(one.base, one.base + one.limit)}
             excluded = frozenset(run.key for run in self._running.values())
             excluded = excluded.union(*(self._asked[one.number].owed for one in tries))
-            of_these = {key for one in tries for key in range(one.base, one.base + one.limit)} if tries else set()
-            effects.append(
-                Take(tuple(self._to_free), tuple(tries), excluded & of_these, self._paid(now) if tries else frozenset())
-            )
+            first = tuple(key for key in self._to_free if key in wanted)
+            effects.append(Take(first, tuple(tries), excluded & wanted, self._paid(now)))
+            self._to_free = [key for key in self._to_free if key not in wanted]
+        if self._to_free and now >= self._free_at and touched is None:
+            effects.append(Take(tuple(self._to_free), (), frozenset(), frozenset()))
             self._to_free = []
 
     def _expire(self, base: int, now: float, effects: list[RunEffect]) -> None:
@@ -613,7 +631,7 @@ class RunTable:
 
     def _got(self, run: _Run, key: int, token: int | None, now: float, effects: list[RunEffect]) -> None:
         if run.gone or now >= self._timing.kill_deadline(self._lease_deadline):
-            self._to_free.append(key)
+            self._give_back(key, now)
             if run.gone:
                 del self._runs[run.id]
             else:  # too late to begin anything under this session: its next heartbeat decides

@@ -13,6 +13,7 @@ import select
 import socket
 import threading
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from celery_highlander.clock import boot_time
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from celery_highlander.election.lease import Timing
+    from celery_highlander.keeper.desk import Desk
+
+
+_LONGEST_WAIT = 1.0  # seconds
+_MOMENT = 0.1  # seconds: most statements take far less
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,42 +95,48 @@ class Forget:
 Effect = n.NodeEffect | r.RunEffect | Claim | Forget
 """What may be asked of a lock session."""
 
-Event = n.NodeEvent | r.RunEvent | Claimed
-"""What it may tell."""
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a session tells: an event for the node, and for a failed one the error, for an open one its server."""
 
     session: int
-    event: Event
+    event: n.NodeEvent
     error: HighlanderError | None = None
     server: connecting.Server | None = None
 
 
 class LockSession(threading.Thread):
-    """Session `number`; `post` gets its reports, on this thread, and has to be quick."""
+    """Session `number`. It serves the `desk`; `post` gets its reports, on this thread, and has to be quick."""
 
-    def __init__(self, number: int, plan: SessionPlan, post: Callable[[Report], None]) -> None:
+    def __init__(self, number: int, plan: SessionPlan, desk: Desk, post: Callable[[Report], None]) -> None:
         super().__init__(name=f"lock-session-{number}", daemon=True)
         self.number = number
+        self.holder = plan.holder(number)
         self._plan = plan
+        self._desk = desk
         self._post = post
         self._work: queue.SimpleQueue[Effect | threading.Event] = queue.SimpleQueue()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._closing = False
+        self._away_since = -inf  # since when it does not look after the desk
         self._socket: socket.socket | None = None
 
     # -- called by the keeper's main thread ----------------------------------------------------------------------------
 
+    @property
+    def attends(self) -> bool:
+        """Whether it looks after the desk, but for a moment."""
+        return boot_time() - self._away_since < _MOMENT
+
     def submit(self, effect: Effect) -> None:
-        """Have `effect` done, after those that were submitted before."""
+        """Have `effect` done, after those that were submitted before; also called on this thread, by the desk."""
         self._work.put(effect)
-        with contextlib.suppress(OSError):
-            self._wake_out.send(b".")
+        if threading.get_ident() != self.ident:
+            with contextlib.suppress(OSError):
+                self._wake_out.send(b".")
 
     def drain(self, timeout: float) -> None:
         """Wait until everything that was submitted is done, for `timeout` seconds at most."""
@@ -170,6 +182,7 @@ class LockSession(threading.Thread):
             reason = "closed"
         except Exception as error:  # noqa: BLE001  # after any error nobody knows what the server did: the session ends
             reason = connecting.plain(error, target)
+        self._away_since = -inf
         self._close(connection)
         self._report(n.Disconnected(reason))
 
@@ -183,23 +196,27 @@ class LockSession(threading.Thread):
         terms.rehearse(plan.who)
         terms.enrol(plan.who, plan.release)
         terms.listen()
-        holder = plan.holder(self.number)
-        runs = RunLocks(connection, server, holder, plan.namespace, plan.schema, plan.timing.lease)
+        runs = RunLocks(connection, server, self.holder, plan.namespace, plan.schema, plan.timing.lease)
         return terms, runs, server
 
-    def _report(self, event: Event, **more: Any) -> None:
+    def _report(self, event: n.NodeEvent, **more: Any) -> None:
         if not self._closing:
             self._post(Report(self.number, event, **more))
 
     def _serve(self, driver: Any, terms: Terms, runs: RunLocks) -> None:
+        notifications = Notifications(driver)
         poll = select.poll()
-        poll.register(driver.fileno(), select.POLLIN)
-        poll.register(self._wake_in, select.POLLIN)
+        for source in (driver, self._wake_in, self._desk):
+            poll.register(source.fileno(), select.POLLIN)
         while not self._closing:
-            ready = {descriptor for descriptor, _ in poll.poll()}
+            wait = min(self._desk.next_deadline() - boot_time(), _LONGEST_WAIT)
+            self._away_since = inf
+            ready = {descriptor for descriptor, _ in poll.poll(max(0.0, wait) * 1000)}
+            self._away_since = boot_time()
             if self._wake_in.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake_in.recv(4096)
+            self._desk.serve()
             while not self._closing:
                 try:
                     effect = self._work.get_nowait()
@@ -207,41 +224,40 @@ class LockSession(threading.Thread):
                     break
                 if isinstance(effect, threading.Event):
                     effect.set()
-                    continue
-                answer = self._do(effect, terms, runs)
-                if answer is not None:
-                    self._report(answer)
-            if take_notifications(driver):
+                else:
+                    self._do(effect, terms, runs)
+            if notifications.take(arrived=driver.fileno() in ready):
                 self._report(n.Notified())
 
-    def _do(self, effect: Effect, terms: Terms, runs: RunLocks) -> Event | None:
+    def _do(self, effect: Effect, terms: Terms, runs: RunLocks) -> None:
         sent_at = boot_time()  # before it is sent: a slow reply must not extend the lease
-        answer: Event | None = None
         match effect:
             case n.Poll(names, trying, awaited, members):
                 rows, stopped = terms.poll(names, trying), terms.stopped(awaited)
                 more = (terms.members(), terms.orders()) if members else (None, None)
-                return n.Polled(rows, stopped, *more)
+                self._report(n.Polled(rows, stopped, *more))
             case n.Begin(names):
-                return n.TermsBegun(terms.begin(names, self._plan.who, sent_at))
+                self._report(n.TermsBegun(terms.begin(names, self._plan.who, sent_at)))
             case n.Heartbeat(held, acting, for_runs):
                 terms.heartbeat(held, acting)
                 if for_runs:
                     runs.beat()
-                return n.HeartbeatAnswered(sent_at, for_runs)
+                    self._desk.answer(self.holder, r.Beaten(sent_at))
+                self._report(n.HeartbeatAnswered(sent_at))
             case n.Unlock(names):
                 terms.unlock(names)
             case n.Show(taking_part):
                 terms.rename(self._plan.name(eligible=taking_part and self._plan.eligible))
             case n.ReleaseLock(name, mark):
                 terms.release(name, mark)
-                return n.LockReleased(name)
+                self._report(n.LockReleased(name))
             case n.LeaveMarks(marks):
                 terms.leave_marks(marks, notify=True)
-                return n.MarksLeft(marks)
+                self._report(n.MarksLeft(marks))
             case _:
                 answer = self._do_for_runs(effect, runs, sent_at)
-        return answer
+                if answer is not None:
+                    self._desk.answer(self.holder, answer)
 
     def _do_for_runs(self, effect: Effect, runs: RunLocks, sent_at: float) -> r.RunEvent | Claimed | None:
         match effect:
@@ -294,19 +310,41 @@ def _claim(runs: RunLocks, number: int, message: waiting.Waiting) -> Claimed:
         return Claimed(number, None, str(error))
 
 
-def take_notifications(driver: Any) -> bool:
-    """Take in what the server sent by itself; return whether a notification was among it.
+class Notifications:
+    """What the server sends by itself, on a connection of either driver; a statement may take it in as well.
 
-    Raises:
-        Exception: the driver's own, if the connection broke.
+    Args:
+        driver: the driver's connection.
     """
-    if hasattr(driver, "pgconn"):  # psycopg 3
-        driver.pgconn.consume_input()
-        found = False
-        while driver.pgconn.notifies() is not None:
-            found = True
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        self._is_psycopg3 = hasattr(driver, "pgconn")
+        self._are_there = False
+        if self._is_psycopg3:
+            driver.add_notify_handler(self._hear)  # of those that come with an answer
+
+    def _hear(self, _notification: object) -> None:
+        self._are_there = True
+
+    def take(self, *, arrived: bool = True) -> bool:
+        """Return whether there were any, and forget them.
+
+        Args:
+            arrived: whether something has arrived that no statement has taken in.
+
+        Raises:
+            Exception: the driver's own, if the connection broke.
+        """
+        if self._is_psycopg3:
+            if arrived:
+                self._driver.pgconn.consume_input()
+            while self._driver.pgconn.notifies() is not None:
+                self._are_there = True
+        else:
+            if arrived:
+                self._driver.poll()
+            self._are_there = bool(self._driver.notifies)
+            self._driver.notifies.clear()
+        found, self._are_there = self._are_there, False
         return found
-    driver.poll()
-    found = bool(driver.notifies)
-    driver.notifies.clear()
-    return found

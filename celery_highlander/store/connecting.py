@@ -21,6 +21,7 @@ The *server* has to notice a silent holder, or nobody can take over while the ne
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import socket
@@ -229,6 +230,18 @@ def patience(connection: Connection) -> Iterator[None]:
         finally:
             timer.cancel()
             timer.join()
+
+
+def plain_cursor(connection: Connection) -> Any:
+    """Return a cursor of the driver that puts the values into the statement and sends it as text, without SQLAlchemy.
+
+    For prepared statements: of all ways it is the cheapest one that both drivers have.
+    """
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "pgconn"):
+        psycopg = importlib.import_module("psycopg")  # only one of the drivers need be there
+        return psycopg.ClientCursor(driver)
+    return driver.cursor()
 
 
 def unanswered(error: DBAPIError, target: Target) -> DatabaseUnavailableError:

@@ -5,13 +5,14 @@ held the key, and only the end of that run deletes it. Whoever gets the lock and
 a debt: that run may still be going on, until the lease of its session has passed.
 
 A row is deleted before its lock is given back, and written before a run may begin, each in one statement; `insert … on
-conflict` looks at the latest state of a row, waits for one that is being deleted, and never at a snapshot. Whose debt a
-row is, is read once its lock is got, by another statement: what the first one saw may be older than the lock.
+conflict` looks at the latest state of a row, waits for one that is being deleted, and never at a snapshot, which may be
+older than the lock. So it also tells whose debt a row is: it "updates" it to what it is, and returns it.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.errors import LockSessionError
 from celery_highlander.store import waiting
+from celery_highlander.store.connecting import plain_cursor
 from celery_highlander.store.migrations import RUN_RIGHTS, ensure_rights, prefix
 from celery_highlander.store.terms import is_lock_timeout, next_token
 
@@ -101,24 +103,21 @@ class RunLocks:
         self._server = server
         self._schema = schema
         self._statements: dict[str, TextClause] = {}
-        self._prepared: set[str] = set()
+        self._cursor: Any = None  # of whichever driver
+        self._held: set[int] = set()
         self._may = False
         self._holder = holder
         self._namespace = namespace
         self._lease = lease
 
-    def _often(self, statement: str, values: Mapping[str, object]) -> list[Any]:
+    def _often(self, statement: str, **values: str) -> list[Any]:
         """Do one of the statements that come with every run: prepared, and past SQLAlchemy, which costs as much."""
-        driver: Any = self._connection.connection.driver_connection
-        with driver.cursor() as cursor:
-            if hasattr(driver, "pgconn"):  # psycopg 3 prepares by itself what comes often
-                cursor.execute(_named(statement, self._schema), values)
-            else:
-                if statement not in self._prepared:
-                    self._prepared.add(statement)
-                    cursor.execute(_prepare(statement, self._schema))
-                cursor.execute(f"execute highlander_{statement} ({_arguments(statement)})", values)
-            rows: list[Any] = cursor.fetchall()
+        if self._cursor is None:
+            self._cursor = plain_cursor(self._connection)
+            for name in _OFTEN:
+                self._cursor.execute(_prepare(name, self._schema))
+        self._cursor.execute(_execute(statement), values)
+        rows: list[Any] = self._cursor.fetchall()
         return rows
 
     def _run(self, statement: str, **values: object) -> Any:  # a CursorResult of any row
@@ -171,36 +170,48 @@ class RunLocks:
             excluded: keys that this session holds already.
             paid: the holders whose runs have ended for certain, though nobody has said so.
         """
+        by_base = {one.base: one for one in tries}
+        bases = sorted(by_base)
+        wanted = [by_base[base] for base in bases]
         values = {
-            "numbers": [one.number for one in tries],
-            "bases": [one.base for one in tries],
-            "names": [one.name for one in tries],
-            "tasks": [one.task for one in tries],
-            "ids": [one.task_id for one in tries],
-            "paid": list(paid),
+            "bases": _array(bases),
+            "names": _array(one.name for one in wanted),
+            "tasks": _array(one.task for one in wanted),
+            "ids": _array(one.task_id for one in wanted),
             "holder": self._holder,
-            "lease": self._lease,
+            "lease": str(self._lease),
             "namespace": self._namespace,
         }
         if any(one.limit > 1 for one in tries):
-            values["limits"] = [one.limit for one in tries]
-            values["starts"] = [one.start for one in tries]
-            values["excluded"] = list(excluded)
-            rows = self._often("take_slot", values)
+            values["limits"] = _array(one.limit for one in wanted)
+            values["starts"] = _array(one.start for one in wanted)
+            rows = self._often("take_slot", **values, excluded=_array(excluded))
         else:
-            rows = self._often("take", values)
-        found = {
-            number: Tried(key, taken, holder, lease or 0.0, task_id)
-            for number, key, taken, holder, lease, task_id in rows
-        }
-        debts = {tried.key: number for number, tried in found.items() if tried.key is not None and not tried.taken}
-        if debts:
-            for key, holder, lease, task_id, _ in self._run("debts", keys=sorted(debts)):
-                found[debts[key]] = Tried(key, False, holder, lease or 0.0, task_id)
+            rows = self._often("take", **values)
+        found: dict[int, Tried] = {}
+        for key, holder, lease, task_id in rows:
+            one = wanted[bisect_right(bases, key) - 1]
+            is_mine = holder == self._holder and key not in self._held  # or it is locked twice
+            if is_mine or (holder in paid and self._overtake(key, holder, one)):
+                self._held.add(key)
+                found[one.number] = Tried(key, taken=True)
+            else:  # a debt
+                self._run("unlock", keys=[key])
+                found[one.number] = Tried(key, False, holder, lease, task_id)
+        busy = {one.base: one.number for one in wanted if one.number not in found}
+        if busy:
+            for base, holder, lease, task_id in self._run("holders", keys=list(busy)):
+                found[busy[base]] = Tried(None, False, holder, lease or 0.0, task_id)
         for one in tries:
             if one.fenced and found[one.number].taken:
                 found[one.number] = self._begin(one, found[one.number])
         return found
+
+    def _overtake(self, key: int, holder: str, one: Try) -> bool:
+        """Make the row of a paid debt ours; not if it is gone by now."""
+        words = {"name": one.name, "task": one.task, "task_id": one.task_id, "namespace": self._namespace}
+        values = {"key": key, "holder": self._holder, "lease": self._lease, "debtor": holder, **words}
+        return bool(self._run("overtake", **values).rowcount)
 
     def _begin(self, one: Try, tried: Tried) -> Tried:
         """Give a run its token; it is not taken as long as a fenced transaction of the last one is open."""
@@ -228,7 +239,8 @@ class RunLocks:
             LockSessionError: one of the locks was not held.
         """
         wanted = set(keys)
-        rows = self._often("free", {"keys": sorted(wanted), "holder": self._holder})
+        self._held -= wanted
+        rows = self._often("free", keys=_array(sorted(wanted)), holder=self._holder)
         rest = wanted - {key for key, _ in rows}  # without a row: somebody has cleared the table
         unlocked = [done for _, done in rows]
         if rest:
@@ -289,9 +301,13 @@ insert into {prefix}singleton as s (key, namespace, name, token, heartbeats, owe
 values (:key, :namespace, :name, {first_token}, 0, 0, :instance)
 on conflict (key) do update set token = {next_token}, instance = excluded.instance
 returning s.token""",
-    "debts": """
-select owed.key, r.holder, r.lease, r.task_id, pg_advisory_unlock(owed.key)
-from unnest(cast(:keys as bigint[])) as owed (key) left join {prefix}run r on r.key = owed.key""",
+    "overtake": """
+update {prefix}run set holder = :holder, lease = :lease, namespace = :namespace, name = :name, task = :task,
+    task_id = :task_id, since = clock_timestamp()
+where key = :key and holder = :debtor""",
+    "holders": """
+select wanted.key, r.holder, r.lease, r.task_id
+from unnest(cast(:keys as bigint[])) as wanted (key) left join {prefix}run r on r.key = wanted.key""",
     "unlock": "select pg_advisory_unlock(key) from unnest(cast(:keys as bigint[])) as held (key)",
     "mark": """
 with ended as (
@@ -302,47 +318,33 @@ delete from {prefix}run r using ended where r.key = ended.key""",
     "leave": "delete from {prefix}runner where holder = :holder",
 }
 
-_TAKEN = """
-), taken as (
-    insert into {prefix}run as r (key, holder, lease, namespace, name, task, task_id)
-    select key, :holder, :lease, :namespace, name, task, task_id from tried where key is not null order by key
-    on conflict (key) do update set holder = excluded.holder, lease = excluded.lease, namespace = excluded.namespace,
-        name = excluded.name, task = excluded.task, task_id = excluded.task_id, since = clock_timestamp()
-        where r.holder = any(:paid)
-    returning r.key
-)
-select tried.number, tried.key, taken.key is not null, r.holder, r.lease, r.task_id
-from tried left join taken on taken.key = tried.key
-left join {prefix}run r on r.key = coalesce(tried.key, tried.base)"""
-
 # With the types of their parameters, in the order in which they are handed over. They are our own words: the only thing
 # that is put into them is the schema, which was checked.
 _OFTEN: dict[str, tuple[dict[str, str], str]] = {
     "take": (
         {
-            "numbers": "bigint[]",
             "bases": "bigint[]",
-            **dict.fromkeys(("names", "tasks", "ids", "paid"), "text[]"),
+            **dict.fromkeys(("names", "tasks", "ids"), "text[]"),
             "holder": "text",
             "lease": "double precision",
             "namespace": "text",
         },
         """
-with tried as materialized (
-    select wanted.*, case when pg_try_advisory_lock(wanted.base) then wanted.base end as key
-    from unnest(:numbers, :bases, :names, :tasks, :ids) as wanted (number, base, name, task, task_id)
-{taken}""",
+insert into {prefix}run as r (key, holder, lease, namespace, name, task, task_id)
+select base, :holder, :lease, :namespace, name, task, task_id
+from unnest(:bases, :names, :tasks, :ids) as wanted (base, name, task, task_id)
+where pg_try_advisory_lock(base)
+{or_whose}""",
     ),
     # The slots of a key are tried one by one, and none after the first that is free; `case` keeps the order: what this
     # session holds itself must not be locked again.
     "take_slot": (
         {
-            "numbers": "bigint[]",
             "bases": "bigint[]",
             "limits": "integer[]",
             "starts": "integer[]",
             "excluded": "bigint[]",
-            **dict.fromkeys(("names", "tasks", "ids", "paid"), "text[]"),
+            **dict.fromkeys(("names", "tasks", "ids"), "text[]"),
             "holder": "text",
             "lease": "double precision",
             "namespace": "text",
@@ -355,9 +357,11 @@ with tried as materialized (
             else pg_try_advisory_lock(wanted.base + mod(wanted.start + slot, wanted.most)) end
         limit 1
     ) as key
-    from unnest(:numbers, :bases, :limits, :starts, :names, :tasks, :ids)
-        as wanted (number, base, most, start, name, task, task_id)
-{taken}""",
+    from unnest(:bases, :limits, :starts, :names, :tasks, :ids) as wanted (base, most, start, name, task, task_id)
+)
+insert into {prefix}run as r (key, holder, lease, namespace, name, task, task_id)
+select key, :holder, :lease, :namespace, name, task, task_id from tried where key is not null
+{or_whose}""",
     ),
     "free": (
         {"keys": "bigint[]", "holder": "text"},
@@ -365,18 +369,12 @@ with tried as materialized (
 delete from {prefix}run where key = any(:keys) and holder = :holder returning key, pg_advisory_unlock(key)""",
     ),
 }
+
+# A row that is there already is not changed, and yet returned, as it is by now: whose debt it is.
+_OR_WHOSE = """
+on conflict (key) do update set lease = r.lease
+returning key, holder, lease, task_id"""
 _PARAMETER = re.compile(r"(?<!:):(\w+)")
-
-
-def _filled(sql: str, schema: str) -> str:
-    return sql.replace("{taken}", _TAKEN).replace("{prefix}", prefix(schema))
-
-
-@cache
-def _named(statement: str, schema: str) -> str:
-    """Return a statement with its parameters as a driver takes them, by name."""
-    types, sql = _OFTEN[statement]
-    return _PARAMETER.sub(lambda found: f"%({found[1]})s::{types[found[1]]}", _filled(sql, schema))
 
 
 @cache
@@ -384,10 +382,18 @@ def _prepare(statement: str, schema: str) -> str:
     """Return what prepares a statement."""
     types, sql = _OFTEN[statement]
     numbers = {name: number for number, name in enumerate(types, 1)}
-    body = _PARAMETER.sub(lambda found: f"${numbers[found[1]]}", _filled(sql, schema))
+    filled = sql.replace("{or_whose}", _OR_WHOSE).replace("{prefix}", prefix(schema))
+    body = _PARAMETER.sub(lambda found: f"${numbers[found[1]]}", filled)
     return f"prepare highlander_{statement} ({', '.join(types.values())}) as {body}"
 
 
 @cache
-def _arguments(statement: str) -> str:
-    return ", ".join(f"%({name})s" for name in _OFTEN[statement][0])
+def _execute(statement: str) -> str:
+    arguments = ", ".join(f"%({name})s" for name in _OFTEN[statement][0])
+    return f"execute highlander_{statement} ({arguments})"
+
+
+def _array(values: Iterable[object]) -> str:
+    """Return what PostgreSQL reads as an array: one literal costs it less than an expression for each value."""
+    quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"

@@ -35,6 +35,9 @@ _DOZE = 250.0
 """Milliseconds between two looks at the deadline while runs come and go: far less than a new one has, and so rarely
 that a short run wakes nobody."""
 
+_QUIET = 40
+"""Looks in a row between which no run began, until it sleeps: the next run has to wake it, and waits for that."""
+
 _MOST_EARLY = 1000  # losses that are remembered for runs that are about to begin
 
 _SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None  # one that nobody else is likely to use
@@ -102,6 +105,7 @@ class RunWatch:
         self._runs: dict[int, ActiveRun] = {}
         self._early: dict[int, tuple[str, float]] = {}  # losses of runs that had not begun yet
         self._asleep = self._had_runs = False
+        self._quiet = 0  # looks since the last run
         self._wake_in, self._wake_out = native.socketpair()
         self.closed = False
         native.start_thread(self._run)
@@ -139,9 +143,10 @@ class RunWatch:
         poll.register(self._wake_in, select.POLLIN)
         due = min(map(self._due, list(self._runs.values())), default=inf)
         timeout: float | None = max(1.0, min((due - boot_time()) * 1000, _DOZE))
-        if not self._had_runs:
+        self._quiet = 0 if self._had_runs or self._runs else self._quiet + 1
+        if self._quiet > _QUIET:
             self._asleep = True  # whoever begins from now on wakes it
-            timeout = None if not self._runs else timeout
+            timeout = None if not self._runs else timeout  # it may have begun just now
         self._had_runs = False
         ready = {descriptor for descriptor, _ in poll.poll(timeout)}
         self._asleep = False

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from celery_highlander.election.keys import lock_key
 from celery_highlander.election.lease import Timing
 from celery_highlander.election.protocol import Begun, Predecessor
-from celery_highlander.keeper.session import take_notifications
+from celery_highlander.keeper.session import Notifications
 from celery_highlander.store import connecting, migrations
 from celery_highlander.store.terms import Identity, Terms, application_name
 
@@ -48,6 +48,7 @@ class Node:
         connecting.guard_session(self.connection, Timing(lease=self.lease))
         self.keys = {name: lock_key(self.namespace, name) for name in self.names}
         self.terms = Terms(self.connection, self.server, self.keys, self.namespace, self.schema, self.lease)
+        self.notifications = Notifications(self.driver)
         self.terms.listen()
         self.terms.enrol(self.who, "0.1.0")
         return self
@@ -94,4 +95,4 @@ class Node:
         self.terms.heartbeat(terms, frozenset(acting))
 
     def was_notified(self) -> bool:
-        return take_notifications(self.driver)
+        return self.notifications.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -106,6 +107,20 @@ class RunContract:
         found = other.runs.take(tries, (), ())
         assert {number: tried.taken for number, tried in found.items()} == {0: True, 1: False, 2: True}
         assert bench.rows() == {KEY: other.holder, KEY + 1: one.holder, KEY + 2: other.holder}
+
+    def test_a_key_that_the_session_holds_itself_is_not_taken_twice(self, bench: Bench) -> None:
+        session = bench.session()
+        take(session)
+        assert not take(session).taken
+        assert bench.rows() == {KEY: session.holder}
+        session.runs.free([KEY])
+        assert bench.locks() == set()  # it was not locked twice
+
+    def test_a_text_that_looks_like_a_piece_of_an_array_is_a_text(self, bench: Bench) -> None:
+        one, other = bench.session(), bench.session("n2")
+        task_id = "a \"b\", {c}\\, NULL '%s'"
+        take(one, replace(attempt(), task_id=task_id))
+        assert take(other).task_id == task_id
 
     # -- slots ---------------------------------------------------------------------------------------------------------
 

@@ -439,6 +439,19 @@ def test_a_notification_makes_the_socket_readable(url: str) -> None:
         assert other.was_notified()
 
 
+def test_a_notification_that_comes_with_an_answer_is_not_lost(url: str) -> None:
+    import select
+
+    with Node(url) as one, Node(url, node="n2") as other:
+        one.lead()
+        one.terms.release("ledger", None)
+        assert select.select([other.driver.fileno()], [], [], LIMIT)[0]
+        other.terms.stopped({"ledger": 1})
+        assert not select.select([other.driver.fileno()], [], [], 0)[0]
+        assert other.notifications.take(arrived=False)
+        assert not other.was_notified()
+
+
 def test_a_terminated_backend_shows_on_the_socket(url: str, database: Database) -> None:
     import select
 

@@ -198,7 +198,38 @@ def test_a_run_that_ends_while_it_is_asked_for_gives_its_key_back(desk: Desk) ->
     desk.feed(r.Ended(run))
     desk.reply()
     assert not desk.take(r.Answer)
+    desk.later(r.FREE_DELAY)
     assert desk.last_take().free == (KEY,)
+
+
+def test_keys_that_nobody_waits_for_here_are_given_back_together_milliseconds_later(desk: Desk) -> None:
+    runs = [desk.hold(KEY), desk.hold(KEY + 1)]
+    desk.feed(r.Ended(runs[0]))
+    desk.later(r.FREE_DELAY / 2)
+    desk.feed(r.Ended(runs[1]))
+    assert not desk.take(r.Take)
+    assert not desk.table.idle
+    desk.later(r.FREE_DELAY)
+    assert desk.last_take().free == (KEY, KEY + 1)
+    assert desk.table.idle
+
+
+def test_a_key_is_not_given_back_just_before_another_one_is_tried_for(desk: Desk) -> None:
+    desk.feed(r.Ended(desk.hold(KEY)))
+    desk.want(KEY + 1)
+    take = desk.last_take()
+    assert take.free == ()
+    desk.feed(r.Taken({take.tries[0].number: Tried(KEY + 1, True)}))
+    desk.later(r.FREE_DELAY)
+    assert desk.last_take().free == (KEY,)
+
+
+def test_a_key_is_given_back_before_it_is_tried_for_again(desk: Desk) -> None:
+    for run in [desk.hold(KEY), desk.hold(KEY + 1)]:
+        desk.feed(r.Ended(run))
+    desk.want(KEY)
+    take = desk.last_take()
+    assert ([one.base for one in take.tries], take.free) == ([KEY], (KEY,))
 
 
 # -- no session --------------------------------------------------------------------------------------------------------

@@ -429,9 +429,7 @@ BUGS = (
     Bug(
         "a lease is counted from the answer of a heartbeat",
         (
-            Change(
-                "keeper/session.py", "HeartbeatAnswered(sent_at, for_runs)", "HeartbeatAnswered(boot_time(), for_runs)"
-            ),
+            Change("keeper/session.py", "HeartbeatAnswered(sent_at)", "HeartbeatAnswered(boot_time())"),
             _NO_ANSWER_AWAITED,
         ),
         "test_slow_link.py::test_a_late_answer_does_not_make_a_lease_longer",
@@ -544,7 +542,7 @@ BUGS = (
     ),
     Bug(
         "the key of a run is taken although the last one may go on",
-        (Change("store/runs.py", "where r.holder = any(:paid)", "where r.holder = any(:paid) or true"),),
+        (Change("store/runs.py", "(holder in paid and self._overtake", "(self._overtake"),),
         "test_singleton_run_loses_its_lock.py::"
         "test_a_run_that_ignores_the_loss_of_its_session_is_killed_before_the_next_one_begins[prefork]",
     ),
@@ -596,7 +594,7 @@ BUGS = (
         "two runs of one node share a lock",
         (
             Change("keeper/run_table.py", "if self._on_base.get(base, 0) >= run.want.limit:", "if False:"),
-            Change("store/runs.py", "where r.holder = any(:paid)", "where r.holder = any(:paid || excluded.holder)"),
+            Change("store/runs.py", " and key not in self._held", ""),
         ),
         "test_singleton_lost_updates.py::test_no_update_is_lost[quick]",
     ),
