@@ -5,8 +5,8 @@ told of a loss. A run has ended when its process says so, or when the connection
 
 The thread of the lock session serves the desk: between two of its statements it hears the processes, and tells them
 what came of the last one, without a detour through the keeper's loop, which would take longer than all the rest. The
-loop serves it where no session does, and at each of its turns besides: a statement may be slow. Whoever does, does it
-under the one lock, which nobody holds while anything is waited for.
+loop serves it where no session does, or where a statement takes long. Whoever does, does it under the one lock, which
+nobody holds while anything is waited for. An error on either thread is met by the other one, and ends the keeper.
 """
 
 from __future__ import annotations
@@ -70,6 +70,24 @@ class _Process:
         self.told_at: _Client | None = None
 
 
+class _Door:
+    """A lock that lets nobody in after an error: what is behind it may be half done. The keeper then ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._error is not None:
+            self._lock.release()
+            raise self._error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._error = error
+        self._lock.release()
+
+
 class Desk:
     """The runs of a node, between its processes and its lock session. Every method may be called from any thread.
 
@@ -81,7 +99,7 @@ class Desk:
     """
 
     def __init__(self, address: str, timing: Timing, worker: int, submit: Callable[[Effect], object]) -> None:
-        self._lock = threading.Lock()
+        self._lock = _Door()
         self._worker = worker
         self._table = r.RunTable(timing, random.random)
         self._submit = submit

@@ -164,6 +164,19 @@ def test_a_claim_is_answered_where_its_session_is_lost(bench: Bench) -> None:
     bench.desk.answer(ME, Claimed(claim.number, None))
 
 
+def test_nobody_goes_on_after_an_error_on_the_other_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = bench.client()
+    monkeypatch.setattr(bench.desk._table, "handle", lambda *_: 1 / 0)
+    client.want()
+    with pytest.raises(ZeroDivisionError):
+        bench.desk.serve()
+    monkeypatch.undo()
+    for use in (bench.desk.serve, bench.desk.take_overdue, lambda: bench.desk.feed(r.SessionLost("cut"))):
+        with pytest.raises(ZeroDivisionError):
+            use()
+    bench.desk._lock._error = None  # it is about to be closed
+
+
 @pytest.mark.usefixtures("holding")
 def test_a_run_of_the_worker_itself_that_goes_on_is_told_of_once(bench: Bench) -> None:
     bench.desk.feed(r.SessionLost("cut"))
