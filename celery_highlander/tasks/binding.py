@@ -67,6 +67,10 @@ class Binding:
         except TypeError as error:
             raise SingletonKeyError(f"its arguments do not fit: {error}") from error
         bound.apply_defaults()
+        # Python 3.13 binds a call that lacks a positional-only one, if a keyword for the **kwargs has its name.
+        for one in self._signature.parameters.values():
+            if one.name not in bound.arguments:
+                raise SingletonKeyError(f"its arguments do not fit: missing a required argument: {one.name!r}")
         return bound
 
 

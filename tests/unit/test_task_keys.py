@@ -6,6 +6,7 @@ import datetime as dt
 import inspect
 import re
 from collections import namedtuple
+from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
 from functools import partial
@@ -197,6 +198,7 @@ PARAMETERS = st.lists(
 
 @settings(max_examples=500)
 @given(PARAMETERS, CALLS)
+@example([(inspect.Parameter.POSITIONAL_ONLY, False), (inspect.Parameter.VAR_KEYWORD, False)], ([], {"a": 0}))
 def test_any_call_is_bound_as_python_binds_it(shape: list[tuple[Any, bool]], call: tuple[list[int], Any]) -> None:
     parameters = []
     for (kind, has_default), name in zip(sorted(shape, key=lambda one: one[0]), "abcd", strict=False):
@@ -214,13 +216,14 @@ def test_any_call_is_bound_as_python_binds_it(shape: list[tuple[Any, bool]], cal
     vars(function)["__signature__"] = signature
     make = KeyMaker("some", function, "*")
     args, kwargs = call
-    try:
+    bound = None
+    with suppress(TypeError):
         bound = signature.bind(*args, **kwargs)
-    except TypeError:
+        bound.apply_defaults()
+    if bound is None or len(bound.arguments) < len(parameters):  # Python 3.13 binds what lacks a positional-only one
         with pytest.raises(SingletonKeyError):
             make(args, kwargs)
     else:
-        bound.apply_defaults()
         expected = ", ".join(f"{name}={canonical(value)}" for name, value in bound.arguments.items())
         assert make(args, kwargs) == f"some({expected})"
 
