@@ -31,6 +31,11 @@ def new_address() -> str:
     return f"@{name}" if sys.platform == "linux" else str(Path(tempfile.gettempdir()) / f"{name}.sock")
 
 
+def desk_address(address: str) -> str:
+    """Return where a keeper's desk is, by the address at which its worker's pool children register."""
+    return f"{address}.runs"
+
+
 def _raw(address: str) -> str:
     return "\0" + address[1:] if address.startswith("@") else address
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper import run_table as r
 from celery_highlander.keeper.cell import LeaseCell, create
-from celery_highlander.keeper.children import listen, peer
+from celery_highlander.keeper.children import desk_address, listen, peer
 from celery_highlander.keeper.messages import Channel, ChannelClosedError, Message
 from celery_highlander.keeper.session import Claim, Claimed, Forget
 from celery_highlander.keeper.victims import Victim, hold
@@ -44,11 +44,6 @@ OVERDUE = "a singleton task did not end after its lock was lost"
 """Why a process is killed."""
 
 _AT_ONCE = 128
-
-
-def desk_address(address: str) -> str:
-    """Return where a keeper's desk is, by the address at which its worker's pool children register."""
-    return f"{address}.runs"
 
 
 class _Client:

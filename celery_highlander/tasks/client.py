@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_highlander.errors import DatabaseUnavailableError, SchemaError, SingletonConflictError
 from celery_highlander.keeper.cell import LeaseCell
-from celery_highlander.keeper.children import ADDRESS_VARIABLE, join
-from celery_highlander.keeper.desk import desk_address
+from celery_highlander.keeper.children import ADDRESS_VARIABLE, desk_address, join
 from celery_highlander.store.waiting import Row, Waiting
 from celery_highlander.tasks.alone import is_alone, start_keeper
 from celery_highlander.tasks.watch import ActiveRun, RunWatch

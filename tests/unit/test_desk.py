@@ -14,8 +14,8 @@ from celery_highlander.clock import boot_time
 from celery_highlander.election.lease import Timing
 from celery_highlander.keeper import run_table as r
 from celery_highlander.keeper.cell import LeaseCell
-from celery_highlander.keeper.children import new_address
-from celery_highlander.keeper.desk import Desk, desk_address
+from celery_highlander.keeper.children import desk_address, new_address
+from celery_highlander.keeper.desk import Desk
 from celery_highlander.keeper.session import Claim, Claimed
 from celery_highlander.store.runs import Registration, Tried
 from celery_highlander.store.waiting import Waiting
