@@ -18,7 +18,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +154,7 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-_reserved: dict[int, IO[str]] = {}
+_reserved: dict[int, int] = {}  # to the descriptor of its lock file
 
 
 def free_port() -> int:
@@ -164,14 +164,14 @@ def free_port() -> int:
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if port in _reserved:
             continue
-        reservation = (directory / str(port)).open("w")
+        reservation = os.open(directory / str(port), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
         try:
             fcntl.flock(reservation, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("127.0.0.1", port))
         except OSError:
-            reservation.close()
+            os.close(reservation)
             continue
         _reserved[port] = reservation
         return port
