@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def guarded(kind: Any) -> type[Scheduler]:
     """Return a subclass of the scheduler `kind` that publishes under a `Publishing`, its argument `publishing`."""
-    return type(f"Guarded{kind.__name__}", (Guard, kind), {})
+    more = {"schedule_changed": _look_for_edits} if hasattr(kind, "schedule_changed") else {}
+    return type(f"Guarded{kind.__name__}", (Guard, kind), more)
 
 
 class Guard(Scheduler):
@@ -111,6 +112,12 @@ class Guard(Scheduler):
         finally:
             self._unsent = True  # for finalizers: nothing is written any more
             self._publishing.disconnect()
+
+
+def _look_for_edits(self: Any) -> bool:
+    """Return whether the entries were edited. A signal waits: amid a clean-up it would be logged as an error."""
+    with uninterrupted():
+        return bool(super(Guard, self).schedule_changed())
 
 
 def _forget(store: Any) -> None:
