@@ -20,6 +20,7 @@ from celery_highlander.store.connecting import (
     plain,
     unanswered,
 )
+from celery_highlander.store.terms import collisions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     from celery_highlander.election.lease import Timing
     from celery_highlander.store.connecting import Server
-
-
-_KEYS = "select key, namespace, name from {prefix}singleton where key = any(cast(:keys as bigint[])) order by name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +116,6 @@ def _inspect(
         "where backend_type = 'client backend'",
     )
     missing_rights = _missing_rights(connection, schema, tables, migrations.ELECTION_RIGHTS)
-    names = {key: name for name, key in keys.items()}
     return Inspection(
         role=role,
         database=database,
@@ -129,8 +126,8 @@ def _inspect(
         missing_rights_of_beat=_missing_rights(connection, schema, tables, migrations.BEAT_RIGHTS),
         missing_rights_of_runs=_missing_rights(connection, schema, tables, migrations.RUN_RIGHTS),
         may_create=_may_create(connection, schema),
-        collisions=[] if missing_rights != [] else _collisions(connection, schema, namespace, names),
-        strangers=_strangers(connection, names),
+        collisions=[] if missing_rights != [] else collisions(connection, schema, namespace, keys),
+        strangers=_strangers(connection, keys),
         session=None if isinstance(server, LockSessionError) else _try_session(connection, target, timing),
         clock_ahead=clock_ahead,
         round_trip=round_trip,
@@ -159,14 +156,8 @@ def _missing_rights(
     return migrations.missing_rights(connection, schema, rights)
 
 
-def _collisions(
-    connection: Connection, schema: str, namespace: str, names: Mapping[int, str]
-) -> list[tuple[str, str, str]]:
-    found = connection.execute(text(_KEYS.format(prefix=migrations.prefix(schema))), {"keys": list(names)})
-    return [(names[key], theirs, other) for key, theirs, other in found if (theirs, other) != (namespace, names[key])]
-
-
-def _strangers(connection: Connection, names: Mapping[int, str]) -> list[tuple[str, str, int]]:
+def _strangers(connection: Connection, keys: Mapping[str, int]) -> list[tuple[str, str, int]]:
+    names = {key: name for name, key in keys.items()}
     found = connection.execute(
         text(
             """

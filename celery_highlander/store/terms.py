@@ -75,6 +75,15 @@ def member_of(name: str, group: str) -> Member | None:
     return Member(parts["node"], int(parts["priority"]), parts["eligible"] == "p")
 
 
+def collisions(
+    connection: Connection, schema: str, namespace: str, keys: Mapping[str, int]
+) -> list[tuple[str, str, str]]:
+    """Return which of the singletons `keys` have the lock key of another one: name, that one's namespace and name."""
+    names = {key: name for name, key in keys.items()}
+    found = connection.execute(text(_NAMES.format(prefix=prefix(schema))), {"keys": list(names)})
+    return [(names[key], theirs, other) for key, theirs, other in found if (theirs, other) != (namespace, names[key])]
+
+
 def is_lock_timeout(error: DBAPIError) -> bool:
     """Return whether a statement failed because it had to wait for a row for too long."""
     return _LOCK_NOT_AVAILABLE in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None))
@@ -113,6 +122,7 @@ class Terms:
         self._keys = keys
         self._names = {key: name for name, key in keys.items()}
         self._namespace = namespace
+        self._schema = schema
         self._group = group or namespace
         self._lease = lease
         words = {"prefix": prefix(schema), "next_token": next_token("coalesce(k.token, 0)")}
@@ -126,14 +136,12 @@ class Terms:
 
     def check_collisions(self) -> None:
         """Raise `KeyCollisionError` if one of our keys belongs to another name."""
-        found = self._run("names", keys=list(self._keys.values())).all()
-        for key, namespace, name in found:
-            ours = self._names[key]
-            if (namespace, name) != (self._namespace, ours):
-                raise KeyCollisionError(
-                    f"the singleton {ours!r} has the lock key {key} of {name!r} in the namespace {namespace!r}.",
-                    "Rename one of them.",
-                )
+        for ours, namespace, name in collisions(self._connection, self._schema, self._namespace, self._keys):
+            key = self._keys[ours]
+            raise KeyCollisionError(
+                f"the singleton {ours!r} has the lock key {key} of {name!r} in the namespace {namespace!r}.",
+                "Rename one of them.",
+            )
 
     def listen(self) -> None:
         """Subscribe to the namespace's notifications."""
@@ -299,8 +307,9 @@ class Terms:
         self._run("rename", name=name)
 
 
+_NAMES = "select key, namespace, name from {prefix}singleton where key = any(cast(:keys as bigint[])) order by name"
+
 _SQL = {
-    "names": "select key, namespace, name from {prefix}singleton where key = any(cast(:keys as bigint[]))",
     "poll": """
 select wanted.key, case when wanted.trying then pg_try_advisory_lock(wanted.key) else false end,
     s.token, coalesce(s.heartbeats, 0)
