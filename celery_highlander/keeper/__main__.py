@@ -20,13 +20,24 @@ HELLO_TIMEOUT = 30.0
 EX_DATAERR = 65  # sysexits.h: the input data was incorrect in some way
 
 
+class LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # whatever standard error is
+    """Writes to standard error what has room there: a keeper never waits for whoever reads the worker's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, unless that would block."""
+        poll = select.poll()
+        poll.register(self.stream, select.POLLOUT)
+        if poll.poll(0):
+            super().emit(record)
+
+
 class PipeHandler(logging.Handler):
     """Sends log records to the worker, whose log they belong to; to standard error when the worker is gone."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
         self._channel = channel
-        self._alone = logging.StreamHandler()
+        self._alone = LastResort()
         self._alone.setFormatter(logging.Formatter("[%(asctime)s: %(levelname)s/highlander-keeper] %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:

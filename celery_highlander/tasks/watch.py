@@ -23,6 +23,7 @@ from celery_highlander.errors import SingletonRunLostError
 from celery_highlander.keeper.messages import Channel, ChannelClosedError
 from celery_highlander.keeper.vocabulary import KEEPER_ANSWERS
 from celery_highlander.worker import native
+from celery_highlander.worker.deadman import DeadMansSwitch
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,6 +38,9 @@ that a short run wakes nobody."""
 
 _QUIET = 40
 """Looks in a row between which no run began, until it sleeps: the next run has to wake it, and waits for that."""
+
+_LAST_WORDS = 0.03
+"""Seconds for the log's line on why this process dies, which is not waited for when nobody reads the log."""
 
 _MOST_EARLY = 1000  # losses that are remembered for runs that are about to begin
 
@@ -189,6 +193,7 @@ class RunWatch:
             run.lose("its lease ends", now)
             run.overdue = True
             if self._deadly:
+                DeadMansSwitch().set(now + _LAST_WORDS)
                 logger.critical("killing this process: %s did not end before its lease does", run.name)
                 os.kill(os.getpid(), signal.SIGKILL)
             logger.critical("%s goes on UNSAFELY: its lease has ended", run.name)

@@ -11,6 +11,8 @@ import select
 import signal
 import socket
 import threading
+import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -19,7 +21,8 @@ from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE, register
 from celery_highlander.keeper.marks import Searcher, TaskMark
-from celery_highlander.keeper.victims import freeze
+from celery_highlander.keeper.victims import freeze, hold
+from celery_highlander.worker.deadman import DeadMansSwitch
 from celery_highlander.worker.leadership import Leadership, TermInfo, set_current
 from celery_highlander.worker.runs import HEADER
 
@@ -42,6 +45,9 @@ class ChildGuard:
         self._cell: LeaseCell | None = None
         self._has_cell = threading.Event()
         self._guarded = 0  # running tasks of singleton queues
+        self._margin = 0.0
+        self._switch = DeadMansSwitch()
+        self._lock = threading.Lock()  # of the switch: it must never be set while nothing runs here
         self._mark = TaskMark(address)
         threading.Thread(target=self._run, name="highlander-guard", daemon=True).start()
 
@@ -50,13 +56,17 @@ class ChildGuard:
         if not self._has_cell.wait(_REGISTER_TIMEOUT) or self._cell is None:
             return None
         self._guarded += 1
+        self._margin = term.kill_margin
         self._mark.put()
         self._wake_out.send(b".")
         return Leadership(term, self._cell)
 
     def leave(self) -> None:
         """It has ended."""
-        self._guarded -= 1
+        with self._lock:
+            self._guarded -= 1
+            if not self._guarded:
+                self._switch.set(0.0)
         if not self._guarded:
             self._mark.remove()
         self._wake_out.send(b".")
@@ -69,7 +79,7 @@ class ChildGuard:
                 poll.register(self._connection.fileno(), select.POLLIN)  # type: ignore[attr-defined]  # just joined
             wait = None if self._connection is not None else _RETRY
             if self._guarded > 0 and self._cell is not None:
-                left = self._cell.deadline - boot_time()
+                left = self._arm(self._cell.deadline)
                 if left <= 0:
                     self._die()  # the lease ends, and whoever should have said so is frozen
                 wait = left if wait is None else min(wait, left)
@@ -82,14 +92,35 @@ class ChildGuard:
                 self._connection.close()  # the keeper says nothing over it: this is its end
                 self._connection = None
 
+    def _arm(self, deadline: float) -> float:
+        """Have the kernel end this process should `_die` not have done so half a margin after the deadline.
+
+        Armed only when the margin has begun, for a task may hold the GIL for as long as the lease is renewed meanwhile.
+
+        Returns:
+            Seconds until the next look; 0 or less at the deadline.
+        """
+        left = deadline - boot_time()
+        with self._lock:
+            if self._guarded:
+                self._switch.set(deadline + self._margin / 2 if left <= self._margin else 0.0)
+        return left - self._margin if left > self._margin else left
+
     def _die(self) -> None:
-        """End this process, and before it what its task has started."""
+        """End this process and what its task has started.
+
+        That is looked for by a fork, and this process is stopped meanwhile: the search reads what the kernel shows of
+        every process, and may have to wait for any of them.
+        """
+        me, worker = os.getpid(), os.getppid()
         try:
-            searcher = Searcher(self._address, os.getppid())
-            for victim in freeze(lambda: searcher.find([os.getpid()], os.getpid())):
-                victim.kill()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: it needs none of them
+                if os.fork() == 0:
+                    _end(me, self._address, worker)
+            time.sleep(self._margin / 2)
         finally:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(me, signal.SIGKILL)
 
     def _join(self) -> bool:
         try:
@@ -101,6 +132,20 @@ class ChildGuard:
         os.close(descriptor)
         self._has_cell.set()
         return True
+
+
+def _end(child: int, address: str, worker: int) -> None:
+    """Stop the pool child, our parent; then kill it with all that its task has started."""
+    try:
+        victim = hold(child)
+        if victim is not None and os.getppid() == child:
+            victim.send(signal.SIGSTOP)
+            searcher = Searcher(address, worker)
+            for found in freeze(lambda: searcher.find([child], child)):
+                found.kill()
+            victim.kill()
+    finally:
+        os._exit(0)
 
 
 _guard: ChildGuard | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from celery import Celery, Task, signals
 
 from celery_highlander import Highlander, Leadership, current_leadership
+from celery_highlander.keeper.marks import Searcher
 from tests.arena import families
 from tests.arena.journal import Journal
 
@@ -102,6 +103,16 @@ def failing(leadership: Leadership) -> None:
     if os.environ.get("HIGHLANDER_ARENA_FAILS"):
         raise RuntimeError("it cannot work here")
     beat_until_told(leadership, leadership.name)
+
+
+if os.environ.get("HIGHLANDER_ARENA_SLOW_SEARCH"):
+    _find = Searcher.find
+
+    def _find_slowly(self: Searcher, children: list[int], child: int | None = None) -> list[int]:
+        time.sleep(float(os.environ["HIGHLANDER_ARENA_SLOW_SEARCH"]))
+        return _find(self, children, child)
+
+    Searcher.find = _find_slowly  # type: ignore[method-assign]
 
 
 @app.task(acks_late=True, reject_on_worker_lost=True)

@@ -33,6 +33,10 @@ _NO_DEADLINE = Change(
     "    while True:\n        left = 1.0\n",
 )
 
+_NO_SWITCH_IN_A_CHILD = Change(
+    "worker/children.py", "deadline + self._margin / 2 if left <= self._margin else 0.0", "0.0"
+)
+
 _NO_ANSWER_AWAITED = Change("election/node.py", "        if overdue and self.connected:\n", "        if False:\n")
 _NO_ANSWER_AWAITED_BY_TCP = Change(
     "store/connecting.py",
@@ -98,8 +102,24 @@ BUGS = (
                 "                if left <= 0:\n                    self._die()",
                 "                if left <= 0:\n                    left = 1.0",
             ),
+            _NO_SWITCH_IN_A_CHILD,
         ),
         "test_signals.py::test_a_node_frozen_as_a_whole_has_stopped_its_work_before_its_lease_ends",
+    ),
+    Bug(
+        "a pool child goes on until it is known what its task has started",
+        (
+            Change("worker/children.py", "if os.fork() == 0:\n", "if True:\n"),
+            Change("worker/children.py", "            victim.send(signal.SIGSTOP)\n", ""),
+            Change("worker/children.py", "if victim is not None and os.getppid() == child:", "if victim is not None:"),
+            _NO_SWITCH_IN_A_CHILD,
+        ),
+        "test_slow_process_table.py",
+    ),
+    Bug(
+        "a keeper waits for whoever reads the log",
+        (Change("keeper/__main__.py", "        if poll.poll(0):\n", "        if True:\n"),),
+        "test_unread_log.py::test_its_singletons_go_to_another_node_and_it_is_killed[prefork]",
     ),
     Bug(
         "a singleton process does not end itself when the lease ends",
