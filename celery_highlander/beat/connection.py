@@ -7,9 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
-
-from celery_highlander.store import migrations
+from celery_highlander.store import migrations, sa
 from celery_highlander.store.connecting import open_connection
 from celery_highlander.store.ticks import Ledger
 
@@ -52,7 +50,7 @@ class LedgerConnection:
         limit = str(int(timing.heartbeat_timeout * 1000))
         limits = ("statement_timeout", "lock_timeout", "tcp_user_timeout", "idle_in_transaction_session_timeout")
         calls = ", ".join(f"set_config('{name}', '{limit}', false)" for name in limits)
-        connection.execute(text(f"select {calls}"))
+        connection.execute(sa.text(f"select {calls}"))
         migrations.ensure_rights(connection, self._settings.schema, migrations.BEAT_RIGHTS)
         return Ledger(connection, self.key, self._token, self._settings.schema)
 

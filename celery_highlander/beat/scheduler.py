@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from celery.beat import Scheduler
 from kombu.exceptions import KombuError
-from sqlalchemy.exc import DBAPIError
 
 from celery_highlander.beat.broker import open_for_publishing
 from celery_highlander.beat.candidacy import GivenCandidacy, OwnCandidacy
@@ -26,7 +25,8 @@ from celery_highlander.beat.publishing import NotLeading, Publishing
 from celery_highlander.beat.warming import warm_up
 from celery_highlander.config import BEAT
 from celery_highlander.errors import ConfigurationError, HighlanderError, StaleTermError
-from celery_highlander.store.connecting import Target, plain, redacted
+from celery_highlander.store import sa
+from celery_highlander.store.connecting import Target, place_of, plain
 from celery_highlander.worker.bootsteps import refuse
 from celery_highlander.worker.highlander import Highlander
 from celery_highlander.worker.leadership import present_leadership
@@ -106,7 +106,7 @@ class HighlanderScheduler(Scheduler):
     def info(self) -> str:
         """What beat's banner shows."""
         settings = self._settings
-        where = redacted(settings.url) if settings.url else settings.engine or "the application's engine"
+        where = place_of(settings.url) if settings.url else settings.engine or "the application's engine"
         inner = settings.beat_scheduler or "ticks on record"
         return f"    . singleton -> {BEAT} of {settings.namespace!r}, {where}\n    . schedule -> {inner}"
 
@@ -194,7 +194,9 @@ class HighlanderScheduler(Scheduler):
         if reason != self._said:
             self._said = reason
             # What a database or broker says is told in one line; of anything else its developer needs the traceback.
-            unexpected = error is not None and not isinstance(error, (HighlanderError, DBAPIError, KombuError, OSError))
+            unexpected = error is not None and not isinstance(
+                error, (HighlanderError, sa.DBAPIError, KombuError, OSError)
+            )
             logger.error(
                 "highlander: beat cannot go on, and tries again: %s",
                 reason,

@@ -6,9 +6,7 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING
 
-from sqlalchemy import create_engine
-from sqlalchemy.pool import NullPool
-
+from celery_highlander.store import sa
 from celery_highlander.store.connecting import parse_url
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ def warm_up(app: Celery, target: Callable[[], Target]) -> None:
     What fails here fails again when it is needed, and is told then.
     """
     for load in (
-        lambda: create_engine(parse_url(target().url), poolclass=NullPool).dispose(),
+        lambda: sa.create_engine(parse_url(target().url), poolclass=sa.NullPool).dispose(),
         lambda: app.connection_for_write().transport,
         lambda: app.amqp.create_task_message(str(uuid.uuid4()), "celery.ping", (), {}),
         lambda: (app.amqp.router, app.amqp.send_task_message, app.backend),

@@ -30,11 +30,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
 
-from sqlalchemy import create_engine, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import NullPool
-
 from celery_highlander.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -44,6 +39,7 @@ from celery_highlander.errors import (
     ServerVersionError,
     StandbyServerError,
 )
+from celery_highlander.store import sa
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,11 +107,39 @@ _SECRET_OPTIONS = ("password", "sslpassword")
 def redacted(url: str) -> str:
     """Return the URL with its passwords as `***`; nothing of it if it cannot be parsed."""
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
+        parsed = sa.make_url(url)
+    except (sa.ArgumentError, ValueError):
         return "<a URL that cannot be parsed>"
     shown = parsed.update_query_dict({name: "***" for name in _SECRET_OPTIONS if name in parsed.query})
     return shown.render_as_string(hide_password=True)
+
+
+_ORDINARY = re.compile(
+    r"(?P<scheme>postgresql[\w+]*://)(?:(?P<user>[\w.~%-]*)(?::[^\s@/?]*)?@)?(?P<place>[\w.-]*(?::\d+)?(?:/[\w.~%-]*)?)"
+    r"(?:\?[\w.~%=&:/,+-]*)?"
+)
+"""A URL that SQLAlchemy takes apart in just this way; whether it does need not be tried."""
+
+
+def place_of(url: str) -> str:
+    """Return the URL without its password and query; nothing of it if it cannot be parsed."""
+    if found := _ORDINARY.fullmatch(url):
+        user = "" if found["user"] is None else f"{found['user']}@"
+        return f"{found['scheme']}{user}{found['place']}"
+    try:
+        return sa.make_url(url).set(query={}, password=None).render_as_string()
+    except (sa.ArgumentError, ValueError):
+        return redacted(url)
+
+
+def check_url(url: str) -> None:
+    """Do nothing for a URL that can be parsed.
+
+    Raises:
+        ConfigurationError: see `parse_url`.
+    """
+    if not _ORDINARY.fullmatch(url):
+        parse_url(url)
 
 
 def parse_url(url: str) -> URL:
@@ -125,8 +149,8 @@ def parse_url(url: str) -> URL:
         ConfigurationError: it cannot be parsed; the message does not show it.
     """
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
+        parsed = sa.make_url(url)
+    except (sa.ArgumentError, ValueError) as error:
         # the driver's message may quote the URL, password and all: it is not chained into ours
         raise ConfigurationError(
             "highlander_url cannot be parsed as a database URL; it should look like "
@@ -142,8 +166,8 @@ def _secrets(target: Target) -> set[str]:
     """Every password of `target`, as it is written and as it is meant."""
     found = {str(target.connect_args.get(name) or "") for name in _SECRET_OPTIONS}
     found.update(re.findall(r"password\s*=\s*'?([^\s']+)", str(target.connect_args.get("dsn") or "")))
-    with contextlib.suppress(ArgumentError, ValueError):
-        url = make_url(target.url)
+    with contextlib.suppress(sa.ArgumentError, ValueError):
+        url = sa.make_url(target.url)
         found |= {str(url.password or "")} | {str(url.query.get(name) or "") for name in _SECRET_OPTIONS}
     found.discard("")
     # as it is meant, as SQLAlchemy writes it (" +"), and as others do
@@ -179,8 +203,8 @@ def open_connection(target: Target, application_name: str, timing: Timing | None
     arguments |= target.connect_args
     arguments["application_name"] = application_name
     try:
-        engine = create_engine(
-            url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments, hide_parameters=True
+        engine = sa.create_engine(
+            url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments, hide_parameters=True
         )
     except ImportError as error:
         raise ConfigurationError(
@@ -190,7 +214,7 @@ def open_connection(target: Target, application_name: str, timing: Timing | None
     where = redacted(target.url)
     try:
         return engine.connect()
-    except DBAPIError as error:
+    except sa.DBAPIError as error:
         message = without_password(str(error.orig), target)
         if "unsupported startup parameter" in message:  # PgBouncer's words; no PostgreSQL says so
             raise PoolerError(f"{where} leads to a connection pooler ({message}).", POOLER_CURE) from None
@@ -244,7 +268,7 @@ def plain_cursor(connection: Connection) -> Any:
     return driver.cursor()
 
 
-def unanswered(error: DBAPIError, target: Target) -> DatabaseUnavailableError:
+def unanswered(error: sa.DBAPIError, target: Target) -> DatabaseUnavailableError:
     """Return what to raise for a statement that failed on an open connection."""
     return DatabaseUnavailableError(f"the database did not answer: {without_password(str(error.orig), target)}")
 
@@ -260,7 +284,7 @@ def check_server(connection: Connection) -> Server:
     """
     driver: Any = connection.connection.driver_connection
     pid, recovering, version = connection.execute(
-        text("select pg_backend_pid(), pg_is_in_recovery(), current_setting('server_version_num')::int")
+        sa.text("select pg_backend_pid(), pg_is_in_recovery(), current_setting('server_version_num')::int")
     ).one()
     if driver.info.backend_pid != pid:
         raise PoolerError(
@@ -289,13 +313,13 @@ def _origin(connection: Connection) -> tuple[str, int]:
     """Return what tells this start of this server from any other one, and its WAL timeline."""
     try:
         instance, timeline = connection.execute(
-            text(
+            sa.text(
                 "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '/' "
                 "|| extract(epoch from pg_postmaster_start_time())::text, "
                 "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint"
             )
         ).one()
-    except DBAPIError as error:
+    except sa.DBAPIError as error:
         if error.connection_invalidated:
             raise
         raise LockSessionError(
@@ -324,18 +348,18 @@ def guard_session(connection: Connection, timing: Timing) -> None:
         "synchronous_commit": "on",
     }
     calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in values.items())
-    connection.execute(text(f"select {calls}"))
+    connection.execute(sa.text(f"select {calls}"))
     # For a statement that runs while its client is gone. Servers on macOS and Windows refuse it: there
     # `statement_timeout` alone has to do.
-    with contextlib.suppress(DBAPIError):
-        connection.execute(text("select set_config('client_connection_check_interval', '1000', false)"))
+    with contextlib.suppress(sa.DBAPIError):
+        connection.execute(sa.text("select set_config('client_connection_check_interval', '1000', false)"))
 
 
 def plain(error: Exception, target: Target) -> str:
     """Return one line about an error of the database, without any password."""
     if isinstance(error, HighlanderError):
         return str(error)
-    if isinstance(error, DBAPIError):
+    if isinstance(error, sa.DBAPIError):
         told = without_password(str(error.orig), target).replace(_GUESS, "").strip()
         return told or type(error.orig).__name__
     return without_password(f"{type(error).__name__}: {error}", target)

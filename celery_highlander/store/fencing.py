@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from sqlalchemy import text
-
 from celery_highlander.election.keys import lock_key
 from celery_highlander.errors import StaleTermError
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import prefix
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ def fence_key(connection: Connection, key: int, token: int, what: str, *, schema
     Raises:
         StaleTermError: the key has a later token.
     """
-    connection.execute(text(_LIMIT))
-    sql = text(_LOCK.format(prefix=prefix(schema), key=":key", number=":token"))
+    connection.execute(sa.text(_LIMIT))
+    sql = sa.text(_LOCK.format(prefix=prefix(schema), key=":key", number=":token"))
     if connection.execute(sql, {"key": key, "token": token}).first() is None:
         raise _stale(what, token)
 

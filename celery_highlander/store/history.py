@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import prefix
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def read(connection: Connection, schema: str, keys: Mapping[str, int], limit: in
     terms: list[PastTerm] = []
     ended: dict[str, datetime | None] = {}
     for key, token, worker, pid, node, began_at, elected_at, ended_at, lasts, reason in connection.execute(
-        text(_TERMS.format(prefix=prefix(schema))), values
+        sa.text(_TERMS.format(prefix=prefix(schema))), values
     ):
         name = names[key]
         before = ended.get(name)

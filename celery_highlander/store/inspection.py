@@ -6,11 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
-
 from celery_highlander.errors import LockSessionError, SchemaError
-from celery_highlander.store import migrations
+from celery_highlander.store import migrations, sa
 from celery_highlander.store.connecting import (
     Target,
     check_server,
@@ -88,7 +85,7 @@ def inspect(target: Target, schema: str, timing: Timing, namespace: str, keys: M
     try:
         with patience(connection):
             return _inspect(connection, target, schema, timing, namespace, keys)
-    except DBAPIError as error:
+    except sa.DBAPIError as error:
         raise unanswered(error, target) from None
     finally:
         connection.close()
@@ -137,7 +134,7 @@ def _inspect(
 
 
 def _row(connection: Connection, sql: str, **values: object) -> Any:
-    return connection.execute(text(sql), values).one()
+    return connection.execute(sa.text(sql), values).one()
 
 
 def _compare_clocks(connection: Connection) -> tuple[float, float]:
@@ -159,7 +156,7 @@ def _missing_rights(
 def _strangers(connection: Connection, keys: Mapping[str, int]) -> list[tuple[str, str, int]]:
     names = {key: name for name, key in keys.items()}
     found = connection.execute(
-        text(
+        sa.text(
             """
 select (l.classid::bigint << 32) | l.objid::bigint as key, coalesce(a.application_name, ''), l.pid
 from pg_locks l left join pg_stat_activity a on a.pid = l.pid
@@ -192,6 +189,6 @@ def _try_session(connection: Connection, target: Target, timing: Timing) -> str 
     """Make the settings of a lock session, on a connection that is closed afterwards."""
     try:
         guard_session(connection, timing)
-    except (DBAPIError, InvalidRequestError) as error:
+    except (sa.DBAPIError, sa.InvalidRequestError) as error:
         return plain(error, target)
     return None

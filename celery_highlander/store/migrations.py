@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, ProgrammingError
-
 from celery_highlander.errors import SchemaError
+from celery_highlander.store import sa
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -207,10 +205,10 @@ def version_of(connection: Connection, schema: str) -> int:
     """
     names = prefix(schema)
     try:
-        if connection.execute(text("select to_regclass(:table)"), {"table": f"{names}migration"}).scalar() is None:
+        if connection.execute(sa.text("select to_regclass(:table)"), {"table": f"{names}migration"}).scalar() is None:
             return 0
-        found = connection.execute(text(f"select max(version) from {names}migration")).scalar()  # noqa: S608  # as above
-    except ProgrammingError as error:
+        found = connection.execute(sa.text(f"select max(version) from {names}migration")).scalar()  # noqa: S608  # as above
+    except sa.ProgrammingError as error:
         raise _no_rights(schema, reason_of(error)) from None
     return int(found or 0)
 
@@ -225,24 +223,24 @@ def migrate(connection: Connection, schema: str) -> int:
     """
     # Locked before the transaction begins, not within it: a backend remembers that a table was missing, and
     # `to_regclass` believes it until the next transaction begins, whoever has created the table meanwhile.
-    connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+    connection.execute(sa.text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
     try:
         return _migrate(connection, schema)
     finally:
-        with contextlib.suppress(DBAPIError, InvalidRequestError):
-            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+        with contextlib.suppress(sa.DBAPIError, sa.InvalidRequestError):
+            connection.execute(sa.text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
 
 
 def _migrate(connection: Connection, schema: str) -> int:
-    connection.execute(text("begin"))
+    connection.execute(sa.text("begin"))
     try:
         since = version_of(connection, schema)
         if since < VERSION:
             _create_schema(connection, schema)
             for statement in _statements(schema, since):
-                connection.execute(text(statement))
-        connection.execute(text("commit"))
-    except ProgrammingError as error:
+                connection.execute(sa.text(statement))
+        connection.execute(sa.text("commit"))
+    except sa.ProgrammingError as error:
         roll_back(connection)
         raise _no_rights(schema, reason_of(error)) from None
     except BaseException:
@@ -252,15 +250,15 @@ def _migrate(connection: Connection, schema: str) -> int:
 
 
 def _create_schema(connection: Connection, schema: str) -> None:
-    exists = text("select 1 from pg_namespace where nspname = :schema")
+    exists = sa.text("select 1 from pg_namespace where nspname = :schema")
     if schema and connection.execute(exists, {"schema": schema}).scalar() is None:
-        connection.execute(text(f'create schema "{schema}"'))
+        connection.execute(sa.text(f'create schema "{schema}"'))
 
 
 def roll_back(connection: Connection) -> None:
     """Roll back, on a connection that may be broken."""
-    with contextlib.suppress(DBAPIError, InvalidRequestError):  # a broken connection has rolled back by itself
-        connection.execute(text("rollback"))
+    with contextlib.suppress(sa.DBAPIError, sa.InvalidRequestError):  # a broken connection has rolled back by itself
+        connection.execute(sa.text("rollback"))
 
 
 def ensure(connection: Connection, schema: str, *, may_migrate: bool) -> None:
@@ -302,7 +300,7 @@ def missing_rights(
     """
     names = prefix(schema)
     wanted = [(f"{names}{table}", right) for table, needed in rights.items() for right in needed]
-    sql = text(
+    sql = sa.text(
         "select wanted.relation, wanted.permission "
         "from unnest(cast(:tables as text[]), cast(:rights as text[])) as wanted (relation, permission) "
         "where not has_table_privilege(wanted.relation, wanted.permission)"
@@ -310,12 +308,12 @@ def missing_rights(
     values = {"tables": [table for table, _ in wanted], "rights": [right for _, right in wanted]}
     try:
         rows = connection.execute(sql, values).all()
-    except ProgrammingError as error:  # a table was dropped by hand
+    except sa.ProgrammingError as error:  # a table was dropped by hand
         raise _no_rights(schema, reason_of(error)) from None
     return [f"{right} on {table}" for table, right in rows]
 
 
-def reason_of(error: DBAPIError) -> str:
+def reason_of(error: sa.DBAPIError) -> str:
     """Return the first line of what the server said."""
     return (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
 

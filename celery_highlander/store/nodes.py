@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import prefix
 from celery_highlander.store.terms import beat_group, member_of
 
@@ -59,7 +58,7 @@ def read(connection: Connection, namespace: str, schema: str) -> list[NodeStatus
     """Return the nodes of the namespace, by name; the tables have to be of version 4 at least."""
     found = []
     for name, worker, pid, drained, *more in connection.execute(
-        text(_NODES.format(prefix=prefix(schema))), {"namespace": namespace}
+        sa.text(_NODES.format(prefix=prefix(schema))), {"namespace": namespace}
     ):
         for group in (namespace, beat_group(namespace)):
             if (member := member_of(name, group)) is not None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
 from celery_highlander.election.orders import Kind
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import prefix, roll_back
 from celery_highlander.store.terms import channel
 
@@ -69,7 +68,7 @@ delete from {prefix}order where namespace = :namespace and kind = :kind
 def read(connection: Connection, namespace: str, schema: str) -> list[StandingOrder]:
     """Return the orders that hold, those of a later release left out."""
     known = {kind.value for kind in Kind}
-    rows = connection.execute(text(_READ.format(prefix=prefix(schema))), {"namespace": namespace})
+    rows = connection.execute(sa.text(_READ.format(prefix=prefix(schema))), {"namespace": namespace})
     return [StandingOrder(Kind(kind), *rest) for kind, *rest in rows if kind in known]
 
 
@@ -132,16 +131,16 @@ class OrderBook:
         instead: tuple[Kind, str] | None = None,
     ) -> None:
         """Write all of them at once, in the place of those of that kind and name."""
-        sql = text(_WRITE.format(prefix=prefix(self._schema)))
+        sql = sa.text(_WRITE.format(prefix=prefix(self._schema)))
         common = {"namespace": self._namespace, "reason": self._reason, "asked_by": self._asked_by}
-        self._connection.execute(text("begin"))
+        self._connection.execute(sa.text("begin"))
         try:
             if instead is not None:
                 self._delete(*instead, None)
             for kind, name, node, token, lives in orders:
                 values = {"kind": kind.value, "name": name, "node": node, "token": token, "lives": lives}
                 self._connection.execute(sql, {**common, **values, "patient": patient})
-            self._connection.execute(text("commit"))
+            self._connection.execute(sa.text("commit"))
         except BaseException:
             roll_back(self._connection)
             raise
@@ -153,12 +152,12 @@ class OrderBook:
         return gone
 
     def _delete(self, kind: Kind, name: str | None, node: str | None) -> int:
-        sql = text(_WITHDRAW.format(prefix=prefix(self._schema)))
+        sql = sa.text(_WITHDRAW.format(prefix=prefix(self._schema)))
         values = {"namespace": self._namespace, "kind": kind.value, "name": name, "node": node}
         return int(self._connection.execute(sql, values).rowcount)
 
     def _tell(self) -> None:
-        self._connection.execute(text("select pg_notify(:channel, '')"), {"channel": channel(self._namespace)})
+        self._connection.execute(sa.text("select pg_notify(:channel, '')"), {"channel": channel(self._namespace)})
 
 
 _FENCE = """
@@ -175,5 +174,5 @@ def fence(connection: Connection, key: int) -> int | None:
     Raises:
         DBAPIError: the role may not end that session: it needs to be of the same role, or of `pg_signal_backend`.
     """
-    row = connection.execute(text(_FENCE), {"key": key}).first()
+    row = connection.execute(sa.text(_FENCE), {"key": key}).first()
     return None if row is None else int(row[0])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
 from celery_highlander.errors import SchemaError
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import RUN_VERSION, prefix, roll_back, version_of
 from celery_highlander.store.runs import SETTLED
 from celery_highlander.store.status import ask, read_only
@@ -117,7 +116,7 @@ def read_with(connection: Connection, namespace: str, schema: str) -> RunStatus:
         again = _runs(connection, namespace, schema)
         runs = [run for run in again if run.state == "held" or (run.key, run.holder, run.since) in owed]
     with read_only(connection):
-        rows = connection.execute(text(_WAITING.format(prefix=prefix(schema))), {"namespace": namespace}).all()
+        rows = connection.execute(sa.text(_WAITING.format(prefix=prefix(schema))), {"namespace": namespace}).all()
     messages = [WaitingMessage(*row) for row in rows]
     return RunStatus(
         sorted(runs, key=lambda run: (run.name, run.since)),
@@ -128,7 +127,7 @@ def read_with(connection: Connection, namespace: str, schema: str) -> RunStatus:
 def _runs(connection: Connection, namespace: str, schema: str) -> list[HeldKey]:
     values = {"namespace": namespace, "mark": SETTLED}
     with read_only(connection):
-        return [HeldKey(*row) for row in connection.execute(text(_RUNS.format(prefix=prefix(schema))), values)]
+        return [HeldKey(*row) for row in connection.execute(sa.text(_RUNS.format(prefix=prefix(schema))), values)]
 
 
 def pay(connection: Connection, schema: str, owed: HeldKey) -> bool:
@@ -136,12 +135,12 @@ def pay(connection: Connection, schema: str, owed: HeldKey) -> bool:
 
     This is what a run does that wants the key, so whoever tries for it in this very moment finds it held.
     """
-    connection.execute(text("begin"))
+    connection.execute(sa.text("begin"))
     try:
-        got = connection.execute(text("select pg_try_advisory_xact_lock(:key)"), {"key": owed.key}).scalar_one()
+        got = connection.execute(sa.text("select pg_try_advisory_xact_lock(:key)"), {"key": owed.key}).scalar_one()
         values = {"key": owed.key, "holder": owed.holder, "heartbeats": owed.heartbeats}
-        paid = got and connection.execute(text(_PAY.format(prefix=prefix(schema))), values).rowcount
-        connection.execute(text("commit"))
+        paid = got and connection.execute(sa.text(_PAY.format(prefix=prefix(schema))), values).rowcount
+        connection.execute(sa.text("commit"))
     except BaseException:
         roll_back(connection)
         raise

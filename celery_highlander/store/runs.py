@@ -17,11 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
-
 from celery_highlander.errors import LockSessionError
-from celery_highlander.store import waiting
+from celery_highlander.store import sa, waiting
 from celery_highlander.store.connecting import plain_cursor
 from celery_highlander.store.migrations import RUN_RIGHTS, ensure_rights, prefix
 from celery_highlander.store.terms import is_lock_timeout, next_token
@@ -124,7 +121,7 @@ class RunLocks:
         sql = self._statements.get(statement)
         if sql is None:
             words = {"first_token": next_token("0"), "next_token": next_token("s.token")}
-            sql = self._statements[statement] = text(_SQL[statement].format(prefix=prefix(self._schema), **words))
+            sql = self._statements[statement] = sa.text(_SQL[statement].format(prefix=prefix(self._schema), **words))
         return self._connection.execute(sql, values)
 
     def register(self, who: Identity) -> Registration:
@@ -225,7 +222,7 @@ class RunLocks:
                 timeline=self._server.timeline,
                 instance=self._server.instance,
             ).scalar_one()
-        except DBAPIError as error:
+        except sa.DBAPIError as error:
             if not is_lock_timeout(error):
                 raise
             self.free([tried.key])  # type: ignore[list-item]  # it was taken

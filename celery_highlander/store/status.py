@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
-
 from celery_highlander.config import BEAT
 from celery_highlander.errors import SchemaError, StandbyServerError
-from celery_highlander.store import orders
+from celery_highlander.store import orders, sa
 from celery_highlander.store.connecting import (
     ANSWER_TIMEOUT,
     STANDBY_CURE,
@@ -140,7 +137,7 @@ def ask(
     try:
         with patience(connection):
             return reading(connection)
-    except DBAPIError as error:
+    except sa.DBAPIError as error:
         message = without_password(str(error.orig), target)
         if "permission denied" in message:
             names = ", ".join(f"{prefix(schema)}{table}" for table in tables)
@@ -158,10 +155,10 @@ def read_only(connection: Connection) -> Iterator[None]:
     Raises:
         StandbyServerError: a hot standby does not know who holds a lock.
     """
-    connection.execute(text("begin read only"))
+    connection.execute(sa.text("begin read only"))
     try:
-        connection.execute(text(f"set local statement_timeout = '{ANSWER_TIMEOUT:g}s'"))
-        if connection.execute(text("select pg_is_in_recovery()")).scalar():
+        connection.execute(sa.text(f"set local statement_timeout = '{ANSWER_TIMEOUT:g}s'"))
+        if connection.execute(sa.text("select pg_is_in_recovery()")).scalar():
             raise StandbyServerError(
                 "the database URL leads to a hot standby, which does not know who leads.", STANDBY_CURE
             )
@@ -186,14 +183,14 @@ def _read(
         raise no_tables(schema)
     pauses = [] if version < orders.ORDER_VERSION else orders.read(connection, namespace, schema)
     activity = connection.execute(
-        text("select application_name from pg_stat_activity where datname = current_database()")
+        sa.text("select application_name from pg_stat_activity where datname = current_database()")
     ).all()
     workers, beats = (
         {member.node for (name,) in activity if (member := member_of(name or "", group)) and member.eligible}
         for group in (namespace, beat_group(namespace))
     )
     names = {key: name for name, key in [*keys.items(), *alone.items()]}
-    rows = connection.execute(text(_STATUS.format(prefix=prefix(schema))), {"keys": list(names)}).all()
+    rows = connection.execute(sa.text(_STATUS.format(prefix=prefix(schema))), {"keys": list(names)}).all()
     found = {}
     for key, token, *row in rows:
         if token is not None or names[key] in keys:

@@ -7,14 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
-
 from celery_highlander.election.node import Mark, PollRow
 from celery_highlander.election.orders import Kind, Order
 from celery_highlander.election.placement import Member
 from celery_highlander.election.protocol import BeginFailed, Begun, Predecessor
 from celery_highlander.errors import KeyCollisionError, LockSessionError
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import prefix
 
 if TYPE_CHECKING:
@@ -80,11 +78,11 @@ def collisions(
 ) -> list[tuple[str, str, str]]:
     """Return which of the singletons `keys` have the lock key of another one: name, that one's namespace and name."""
     names = {key: name for name, key in keys.items()}
-    found = connection.execute(text(_NAMES.format(prefix=prefix(schema))), {"keys": list(names)})
+    found = connection.execute(sa.text(_NAMES.format(prefix=prefix(schema))), {"keys": list(names)})
     return [(names[key], theirs, other) for key, theirs, other in found if (theirs, other) != (namespace, names[key])]
 
 
-def is_lock_timeout(error: DBAPIError) -> bool:
+def is_lock_timeout(error: sa.DBAPIError) -> bool:
     """Return whether a statement failed because it had to wait for a row for too long."""
     return _LOCK_NOT_AVAILABLE in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None))
 
@@ -126,7 +124,7 @@ class Terms:
         self._group = group or namespace
         self._lease = lease
         words = {"prefix": prefix(schema), "next_token": next_token("coalesce(k.token, 0)")}
-        self._statements = {name: text(sql.format(**words)) for name, sql in _SQL.items()}
+        self._statements = {name: sa.text(sql.format(**words)) for name, sql in _SQL.items()}
         self._recorded: set[tuple[int, int]] = set()
         self._may_forget = False
 
@@ -145,7 +143,7 @@ class Terms:
 
     def listen(self) -> None:
         """Subscribe to the namespace's notifications."""
-        self._connection.execute(text(f'listen "{channel(self._namespace)}"'))
+        self._connection.execute(sa.text(f'listen "{channel(self._namespace)}"'))
 
     def rehearse(self, who: Identity) -> None:
         """Run the statements of a takeover for no singleton at all: each one's first run takes milliseconds longer.
@@ -210,7 +208,7 @@ class Terms:
         keys = [self._keys[name] for name in names]
         try:
             return self._begin(keys, who, sent_at)
-        except DBAPIError as error:
+        except sa.DBAPIError as error:
             if not is_lock_timeout(error):
                 raise
         if len(keys) == 1:

@@ -17,9 +17,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
-
 from celery_highlander.errors import StaleTermError
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import prefix
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def statements(schema: str, sql: Mapping[str, str]) -> dict[str, TextClause]:
     """Return the statements for the tables of a schema."""
     names = prefix(schema)
     term = _TERM.format(prefix=names)
-    return {name: text(statement.format(prefix=names, term=term)) for name, statement in sql.items()}
+    return {name: sa.text(statement.format(prefix=names, term=term)) for name, statement in sql.items()}
 
 
 def _stale(token: int) -> StaleTermError:

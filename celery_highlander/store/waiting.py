@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
-
+from celery_highlander.store import sa
 from celery_highlander.store.migrations import prefix
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Row:
 
 
 def _run(connection: Connection, schema: str, statement: str, **values: object) -> Any:  # a CursorResult of any row
-    return connection.execute(text(_SQL[statement].format(prefix=prefix(schema))), values)
+    return connection.execute(sa.text(_SQL[statement].format(prefix=prefix(schema))), values)
 
 
 def claim(connection: Connection, schema: str, message: Waiting) -> Row | None:

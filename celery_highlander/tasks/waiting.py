@@ -12,12 +12,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
-from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from celery_highlander.errors import DatabaseUnavailableError, HighlanderError, SchemaError
 from celery_highlander.keeper.children import ADDRESS_VARIABLE
-from celery_highlander.store import connecting, waiting
+from celery_highlander.store import connecting, sa, waiting
 from celery_highlander.store.migrations import RUN_RIGHTS, ensure, ensure_rights
 from celery_highlander.tasks.client import client_for
 from celery_highlander.worker.highlander import Highlander
@@ -77,7 +75,7 @@ def connected(app: Celery) -> Iterator[tuple[Connection, str]]:
     try:
         with _engine(app, target, settings).connect() as connection:
             yield connection, settings.schema
-    except SQLAlchemyError as error:
+    except sa.SQLAlchemyError as error:
         reason = connecting.plain(error, target)
         raise DatabaseUnavailableError(f"the database cannot be asked what waits: {reason}.") from None
 
@@ -94,7 +92,7 @@ def _engine(app: Celery, target: connecting.Target, settings: Settings) -> Engin
     with _lock:
         engine = _engines.get(place)
         if engine is None:
-            engine = create_engine(
+            engine = sa.create_engine(
                 connecting.parse_url(target.url),
                 isolation_level="AUTOCOMMIT",
                 connect_args={"connect_timeout": connecting.CONNECT_TIMEOUT, **target.connect_args},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy.engine import make_url
+from celery_highlander.store.connecting import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +41,4 @@ def lines_of(plugin: Highlander, settings: Settings, queues: Iterable[str], proc
 def _database(plugin: Highlander, settings: Settings) -> str:
     if plugin.has_changing_target:
         return settings.engine or "the application's engine"
-    url = make_url(plugin.target(settings).url)
-    shown = url.set(query={}, password=None)  # a query may have passwords of its own
-    return shown.render_as_string()
+    return place_of(plugin.target(settings).url)

@@ -25,7 +25,7 @@ from celery_highlander.config import (
 )
 from celery_highlander.errors import ConfigurationError
 from celery_highlander.store import status as store_status
-from celery_highlander.store.connecting import Target, parse_url
+from celery_highlander.store.connecting import Target, check_url
 from celery_highlander.worker.targets import target_of_engine, target_of_path
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class Highlander:
             problems.append("Highlander(app, engine=…) and highlander_url or highlander_engine are given; keep one")
         if settings.url:
             try:
-                parse_url(settings.url)
+                check_url(settings.url)
             except ConfigurationError as error:
                 problems.append(error.message)
         declared = self._processes if not settings.beat else {**self._processes, BEAT: _BEAT_PATH}

@@ -7,11 +7,9 @@ import json
 import threading
 from typing import Any
 
-from sqlalchemy import Engine, event
-from sqlalchemy.exc import ArgumentError
-
 from celery_highlander.config import check_url
 from celery_highlander.errors import ConfigurationError, DatabaseUnavailableError, HighlanderError
+from celery_highlander.store import sa
 from celery_highlander.store.connecting import Target
 
 
@@ -21,7 +19,7 @@ class _ArgumentsSeen(Exception):  # noqa: N818  # no error: it stops the engine 
         super().__init__()
 
 
-def target_of_engine(engine: Engine) -> Target:
+def target_of_engine(engine: sa.Engine) -> Target:
     """Return URL and connect arguments of `engine`, after its own `do_connect` listeners (rotating passwords).
 
     Raises:
@@ -37,7 +35,7 @@ def target_of_engine(engine: Engine) -> Target:
         if threading.get_ident() == here:  # the application's other threads may be connecting meanwhile
             raise _ArgumentsSeen(dict(keywords))
 
-    event.listen(engine, "do_connect", stop)  # the last one in line
+    sa.event.listen(engine, "do_connect", stop)  # the last one in line
     try:
         engine.pool.recreate().connect().close()
     except _ArgumentsSeen as seen:
@@ -49,7 +47,7 @@ def target_of_engine(engine: Engine) -> Target:
             "Give highlander_url, or an engine made from a URL and connect_args.",
         )
     finally:
-        event.remove(engine, "do_connect", stop)
+        sa.event.remove(engine, "do_connect", stop)
     try:
         arguments = json.loads(json.dumps(arguments))
     except TypeError as error:
@@ -73,12 +71,12 @@ def target_of_path(path: str) -> Target:
         engine = function()
     except HighlanderError:
         raise  # it knows what is wrong: a mistake in the settings is refused at once, not tried again and again
-    except (ArgumentError, ValueError) as error:  # may quote the URL, password and all
+    except (sa.ArgumentError, ValueError) as error:  # may quote the URL, password and all
         raise ConfigurationError(f"highlander_engine = {path!r} raised {type(error).__name__}") from None
     except Exception as error:
         told = f"highlander_engine = {path!r} raised {type(error).__name__}: {error}"
         raise DatabaseUnavailableError(told) from error
-    if not isinstance(engine, Engine):
+    if not isinstance(engine, sa.Engine):
         raise ConfigurationError(
             f"highlander_engine = {path!r} returned a {type(engine).__name__}, not a SQLAlchemy Engine"
         )
