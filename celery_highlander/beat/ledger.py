@@ -69,7 +69,7 @@ class LedgerScheduler(Scheduler):
         self, app: Celery, *, ledger: LedgerConnection, publishing: Publishing, settings: Settings, **kwargs: Any
     ) -> None:
         self.trouble = ""
-        self._link = ledger
+        self._ledger = ledger
         self._publishing = publishing
         self._settings = settings
         self._acting_since = datetime.fromtimestamp(publishing.elected_at, timezone.utc)
@@ -91,7 +91,6 @@ class LedgerScheduler(Scheduler):
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
         self._check_names()
-        self._ledger = self._link.open()
         states = self._ledger.load({name: _aware(entry.last_run_at) for name, entry in self.schedule.items()})
         for name, state in states.items():
             entry = self.schedule[name]
@@ -178,7 +177,7 @@ class LedgerScheduler(Scheduler):
             if found.last == self._last[name]:
                 continue
             self._last[name] = found.last
-            ticks = tuple(Tick(tick_id(self._link.key, name, at), name, at) for at in found.ticks)
+            ticks = tuple(Tick(tick_id(self._ledger.key, name, at), name, at) for at in found.ticks)
             room -= len(ticks)
             advances.append(Advance(name, found.last, found.skipped, ticks))
         for name, following in seen:  # afterwards: a claim holds one advance of an entry
@@ -320,7 +319,7 @@ class LedgerScheduler(Scheduler):
     def close(self) -> None:
         """Let go of database and broker."""
         self._publishing.disconnect()
-        self._link.close()
+        self._ledger.close()
 
 
 def _aware(moment: datetime) -> datetime:

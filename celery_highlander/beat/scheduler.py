@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,11 @@ STANDBY_WAIT = 1.0
 
 TRY_AGAIN = (0.1, 0.5, 1.0, 2.0)
 """Seconds after which work that failed is tried again, and again."""
+
+
+def _of_drivers() -> tuple[type[Exception], ...]:
+    """The errors of databases, where a guarded scheduler has loaded what raises them."""
+    return (sa.DBAPIError,) if "sqlalchemy" in sys.modules else ()
 
 
 class HighlanderScheduler(Scheduler):
@@ -137,7 +143,7 @@ class HighlanderScheduler(Scheduler):
         if term is None:
             if not self._is_warm:
                 self._is_warm = True
-                warm_up(self.app, lambda: self._highlander.target(self._settings))
+                warm_up(self.app)
             candidacy.wait(STANDBY_WAIT)
             return 0
         left = self._resume_at - time.monotonic()
@@ -181,6 +187,8 @@ class HighlanderScheduler(Scheduler):
 
     def _plain(self, error: Exception) -> str:
         """What an error says, without a password."""
+        if isinstance(error, HighlanderError):
+            return str(error)
         try:
             target = self._highlander.target(self._settings)
         except HighlanderError:  # which may be the very error
@@ -195,7 +203,7 @@ class HighlanderScheduler(Scheduler):
             self._said = reason
             # What a database or broker says is told in one line; of anything else its developer needs the traceback.
             unexpected = error is not None and not isinstance(
-                error, (HighlanderError, sa.DBAPIError, KombuError, OSError)
+                error, (HighlanderError, KombuError, OSError, *_of_drivers())
             )
             logger.error(
                 "highlander: beat cannot go on, and tries again: %s",
@@ -223,7 +231,7 @@ class HighlanderScheduler(Scheduler):
             candidacy.hold()
             options = {name: value for name, value in self._options.items() if name not in common}
             return self._guarded(self.app, publishing=publishing, **common, **options)
-        ledger = LedgerConnection(self._highlander.target(settings), settings, self._key, term.token)
+        ledger = LedgerConnection(self._key, term.token)
         candidacy.abort_with(ledger.abort)
         return LedgerScheduler(self.app, ledger=ledger, publishing=publishing, settings=settings, **common)
 

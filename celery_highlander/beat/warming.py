@@ -6,24 +6,16 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING
 
-from celery_highlander.store import sa
-from celery_highlander.store.connecting import parse_url
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from celery import Celery
 
-    from celery_highlander.store.connecting import Target
 
-
-def warm_up(app: Celery, target: Callable[[], Target]) -> None:
-    """Import drivers and transport, and build a message that is not sent: together that takes longer than a takeover.
+def warm_up(app: Celery) -> None:
+    """Import the transport, and build a message that is not sent: together that takes longer than a takeover.
 
     What fails here fails again when it is needed, and is told then.
     """
     for load in (
-        lambda: sa.create_engine(parse_url(target().url), poolclass=sa.NullPool).dispose(),
         lambda: app.connection_for_write().transport,
         lambda: app.amqp.create_task_message(str(uuid.uuid4()), "celery.ping", (), {}),
         lambda: (app.amqp.router, app.amqp.send_task_message, app.backend),

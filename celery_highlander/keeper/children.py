@@ -21,6 +21,9 @@ from celery_highlander.keeper.victims import Victim, hold
 ADDRESS_VARIABLE = "CELERY_HIGHLANDER_KEEPER"
 """The environment variable by which pool children find their keeper."""
 
+LEDGER_VARIABLE = "CELERY_HIGHLANDER_LEDGER"
+"""The environment variable by which a beat finds its keeper's desk for the tick ledger."""
+
 _AT_ONCE = 128
 _UCRED = struct.Struct("3i")
 
@@ -36,7 +39,13 @@ def desk_address(address: str) -> str:
     return f"{address}.runs"
 
 
-def _raw(address: str) -> str:
+def ledger_address(address: str) -> str:
+    """Return where a keeper's desk for the tick ledger is."""
+    return f"{address}.ticks"
+
+
+def raw_address(address: str) -> str:
+    """Return an address as the kernel has it."""
     return "\0" + address[1:] if address.startswith("@") else address
 
 
@@ -47,7 +56,7 @@ def listen(address: str) -> socket.socket:
         OSError: somebody else listens there.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(_raw(address))
+    listener.bind(raw_address(address))
     listener.listen(128)
     listener.setblocking(False)
     return listener
@@ -130,7 +139,7 @@ def join(connection: Any, address: str, timeout: float) -> int:
         OSError: there is no keeper at the moment.
     """
     connection.settimeout(timeout)
-    connection.connect(_raw(address))
+    connection.connect(raw_address(address))
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
     if not descriptors:
         raise ConnectionError("the keeper closed the connection")

@@ -20,12 +20,14 @@ from math import inf
 from typing import Any, TypeVar
 
 from celery_highlander.clock import boot_time
+from celery_highlander.config import BEAT
 from celery_highlander.election import node as n
 from celery_highlander.election import protocol as p
 from celery_highlander.election.lease import Timing
 from celery_highlander.errors import ERRORS_BY_CODE, DatabaseUnavailableError, HighlanderError, LockSessionError
 from celery_highlander.keeper import process_table
 from celery_highlander.keeper import run_table as r
+from celery_highlander.keeper.beat_desk import BeatDesk
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import Children
 from celery_highlander.keeper.complaints import Complaints
@@ -119,6 +121,7 @@ class Keeper:
         self._orders: tuple[n.Order, ...] = ()
         self._heartbeats: list[float] = []  # how long they took, not told of yet
         self._ledger = RunLedger(self._plan, lambda runs: self._tell("runs", runs=runs))
+        self._beat_desk = BeatDesk(hello["address"], self._plan) if BEAT in hello["keys"] else None
         self._known_target = _known(Target, hello["target"]) if hello["target"] else None
         self._asks_for_target: bool = hello["target"] is None
         self._target_told = threading.Event()
@@ -135,9 +138,7 @@ class Keeper:
         self._desk = Desk(hello["address"], self._timing, worker.pid, self._submit)
         self._campaigning: set[str] = set()
         self._phases: dict[str, p.Phase] = {}
-        self._heard_at = self._looped_at = now
-        self._pulse_at = now
-        self._reap_at = now
+        self._heard_at = self._looped_at = self._pulse_at = self._reap_at = now
         self._worker_gone_at: float | None = None
         self._left_at: float | None = None  # since when the worker is gone, or has closed its end
         self._worker_frozen = False
@@ -176,6 +177,8 @@ class Keeper:
             self._look_around(boot_time())
         self._children.close()
         self._desk.close()
+        if self._beat_desk is not None:
+            self._beat_desk.close()
         if self._launcher is not None:
             self._launcher.end()
         if self._session is not None and self._node.connected:

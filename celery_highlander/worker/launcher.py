@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_highlander.clock import boot_time
 from celery_highlander.keeper.cell import LeaseCell
-from celery_highlander.keeper.children import ADDRESS_VARIABLE
+from celery_highlander.keeper.children import ADDRESS_VARIABLE, LEDGER_VARIABLE, ledger_address
 from celery_highlander.keeper.messages import LINE_LIMIT, Channel, ChannelClosedError, Message, MessageError, parse
 from celery_highlander.keeper.victims import call_this_process
 from celery_highlander.keeper.vocabulary import KEEPER_ORDERS
@@ -238,7 +238,9 @@ def _live_on(number: int, frame: object) -> None:
 def main() -> int:
     """Serve the keeper that started this process."""
     call_this_process("launcher")
-    os.environ.pop(ADDRESS_VARIABLE, None)  # that is for pool children
+    address = os.environ.pop(ADDRESS_VARIABLE, None)  # that is for pool children
+    if address is not None:
+        os.environ[LEDGER_VARIABLE] = ledger_address(address)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the worker
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, _live_on)

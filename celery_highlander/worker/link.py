@@ -249,6 +249,7 @@ class KeeperLink:
             HighlanderError: the database may not be used as it is (a pooler, a standby, missing rights, …).
         """
         os.environ[children.ADDRESS_VARIABLE] = self._address
+        os.environ[children.LEDGER_VARIABLE] = children.ledger_address(self._address)
         self._spawn()
         native.start_thread(self._run)
         self._first_word.wait(timeout)
