@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ from celery_highlander.store import connecting, migrations, sa
 from celery_highlander.store.ticks import Ledger
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from sqlalchemy import Connection
@@ -63,6 +63,8 @@ class BeatDesk:
 
     def close(self) -> None:
         """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which wakes who waits in `accept`
         self._listener.close()
 
 
@@ -98,7 +100,8 @@ class _Beat:
 
     def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """What came of a question, or `error` with its code, message and hint."""
-        do = _ANSWERS.get(question.get("ask", ""))
+        ask = question.get("ask")
+        do = _ANSWERS.get(ask) if isinstance(ask, str) else None
         if do is None:
             raise MessageError(f"{question!r:.80}")
         try:
@@ -110,7 +113,7 @@ class _Beat:
         except sa.DBAPIError as error:
             told = DatabaseUnavailableError(connecting.plain(error, self._target))
         except Exception as error:
-            logger.exception("the beat's question %r cannot be answered", question["ask"])
+            logger.exception("the beat's question %r cannot be answered", ask)
             told = HighlanderError(connecting.plain(error, self._target))
         return {"error": {"code": told.code, "message": told.message, "hint": told.hint}}
 

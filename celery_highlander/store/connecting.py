@@ -115,19 +115,19 @@ def redacted(url: str) -> str:
 
 
 _ORDINARY = re.compile(
-    r"(?P<scheme>postgresql[\w+]*://)(?:(?P<user>[\w.~%-]*)(?::[^\s@/?]*)?@)?(?P<place>[\w.-]*(?::\d+)?(?:/[\w.~%-]*)?)"
+    r"(?P<scheme>postgresql[\w+]*://)(?:(?P<user>[\w.~%-]*)(?P<password>:[^\s@/?]*)?@)?(?P<place>[\w.-]*(?::[1-9]\d*)?(?:/[\w.~%-]*)?)"
     r"(?:\?[\w.~%=&:/,+-]*)?"
 )
 """A URL that SQLAlchemy takes apart in just this way; whether it does need not be tried."""
 
 
 def place_of(url: str) -> str:
-    """Return the URL without its password and query; nothing of it if it cannot be parsed."""
+    """Return the URL without query, its password as `***`; nothing of it if it cannot be parsed."""
     if found := _ORDINARY.fullmatch(url):
-        user = "" if found["user"] is None else f"{found['user']}@"
+        user = "" if found["user"] is None else f"{found['user']}{':***' if found['password'] else ''}@"
         return f"{found['scheme']}{user}{found['place']}"
     try:
-        return sa.make_url(url).set(query={}, password=None).render_as_string()
+        return sa.make_url(url).set(query={}).render_as_string()
     except (sa.ArgumentError, ValueError):
         return redacted(url)
 

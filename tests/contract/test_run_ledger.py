@@ -11,15 +11,13 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from celery_highlander.election.lease import Timing
 from celery_highlander.keeper import ledger as ledger_module
 from celery_highlander.keeper.ledger import RunLedger
-from celery_highlander.keeper.session import SessionPlan
 from celery_highlander.store import connecting, migrations
 from celery_highlander.store.connecting import Target
-from celery_highlander.store.terms import Identity
 from celery_highlander.store.ticks import claim_runs
 from tests.arena.waiting import wait_until
+from tests.contract.desks import plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,22 +34,9 @@ class Asker:
     """A ledger, and the answers that it gave."""
 
     def __init__(self, url: str) -> None:
-        who = Identity("n1", "w1@arena", 1)
-        plan = SessionPlan(
-            lambda: Target(url, {}),
-            {},
-            "shop",
-            "shop",
-            "",
-            migrate=False,
-            timing=Timing(),
-            who=who,
-            priority=0,
-            eligible=True,
-        )
         self.answers: dict[tuple[str, str], bool] = {}
         self.batches: list[int] = []
-        self.ledger = RunLedger(plan, self._tell)
+        self.ledger = RunLedger(plan(url), self._tell)
 
     def _tell(self, runs: list[tuple[str, str, bool]]) -> None:
         self.batches.append(len(runs))

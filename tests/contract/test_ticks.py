@@ -1,4 +1,7 @@
-"""The tick ledger against PostgreSQL: claimed once, by the present term alone; one copy of a message is run."""
+"""The tick ledger against PostgreSQL: claimed once, by the present term alone; one copy of a message is run.
+
+Asked directly, and as a beat does, over its keeper.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,22 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from celery_highlander.beat.connection import LedgerConnection
 from celery_highlander.election.keys import lock_key
 from celery_highlander.errors import StaleTermError
 from celery_highlander.store.ticks import Advance, Ledger, Tick, claim_runs, tick_id
+from tests.contract.desks import beat_desk
 from tests.contract.nodes import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
     from tests.arena.servers import Database
+
+    AnyLedger = Ledger | LedgerConnection
+    Opened = Callable[[int], AnyLedger]
 
 pytestmark = pytest.mark.postgres
 
@@ -51,21 +59,41 @@ def token(url: str) -> Iterator[int]:
         yield node.lead().token
 
 
+@pytest.fixture(params=["directly", "over the keeper"])
+def opened(
+    request: pytest.FixtureRequest, url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Opened]:
+    """Opens the ledger for the term of a token."""
+    if request.param == "directly":
+        yield lambda token: Ledger(connection, KEY, token, "")
+        return
+    with beat_desk(url, monkeypatch):
+        beats: list[LedgerConnection] = []
+
+        def over_the_keeper(token: int) -> LedgerConnection:
+            beats.append(LedgerConnection(KEY, token))
+            return beats[-1]
+
+        yield over_the_keeper
+        for beat in beats:
+            beat.close()
+
+
 @pytest.fixture
-def ledger(connection: Connection, token: int) -> Ledger:
-    return Ledger(connection, KEY, token, "")
+def ledger(opened: Opened, token: int) -> AnyLedger:
+    return opened(token)
 
 
-def test_a_tick_is_claimed_once(ledger: Ledger, connection: Connection, token: int) -> None:
+def test_a_tick_is_claimed_once(ledger: AnyLedger, opened: Opened, token: int) -> None:
     ledger.load({"report": NOON})
     one, two = tick(1), tick(2)
     assert ledger.claim([advance(one)]) == {one.id}
-    assert Ledger(connection, KEY, token, "").claim([advance(one, two)]) == {two.id}
+    assert opened(token).claim([advance(one, two)]) == {two.id}
 
 
-def test_a_stale_term_claims_nothing_and_loads_nothing(connection: Connection, ledger: Ledger, token: int) -> None:
+def test_a_stale_term_claims_nothing_and_loads_nothing(opened: Opened, ledger: AnyLedger, token: int) -> None:
     ledger.load({"report": NOON})
-    stale = Ledger(connection, KEY, token - 1, "")
+    stale = opened(token - 1)
     with pytest.raises(StaleTermError):
         stale.claim([advance(tick(1))])
     with pytest.raises(StaleTermError):
@@ -74,7 +102,7 @@ def test_a_stale_term_claims_nothing_and_loads_nothing(connection: Connection, l
     assert not ledger.open_ticks()
 
 
-def test_what_is_not_settled_is_open_for_every_later_leader(ledger: Ledger) -> None:
+def test_what_is_not_settled_is_open_for_every_later_leader(ledger: AnyLedger) -> None:
     ledger.load({"report": NOON})
     ledger.claim([advance(tick(1), tick(2), tick(3), skipped=4)])
     ledger.settle({tick(1).id: None, tick(3).id: "cannot be serialised"})
@@ -87,7 +115,7 @@ def test_what_is_not_settled_is_open_for_every_later_leader(ledger: Ledger) -> N
 
 
 def test_an_entry_that_was_absent_for_long_begins_anew_and_one_that_was_absent_with_all_others_does_not(
-    ledger: Ledger, database: Database
+    ledger: AnyLedger, database: Database
 ) -> None:
     ledger.load({"report": NOON, "cleanup": NOON})
     database.execute("update highlander_entry set seen_at = seen_at - interval '3 days'")
@@ -97,7 +125,7 @@ def test_an_entry_that_was_absent_for_long_begins_anew_and_one_that_was_absent_w
 
 
 def test_the_first_copy_of_a_message_is_run_however_often_it_is_delivered_and_no_other_one(
-    ledger: Ledger, connection: Connection
+    ledger: AnyLedger, connection: Connection
 ) -> None:
     ledger.load({"report": NOON})
     ledger.claim([advance(tick(1))])
@@ -107,7 +135,7 @@ def test_the_first_copy_of_a_message_is_run_however_often_it_is_delivered_and_no
     assert claim_runs(connection, "", [first, second]) == {first: True, second: False}
 
 
-def test_of_two_copies_at_once_one_is_run(ledger: Ledger, connection: Connection) -> None:
+def test_of_two_copies_at_once_one_is_run(ledger: AnyLedger, connection: Connection) -> None:
     ledger.load({"report": NOON})
     ledger.claim([advance(tick(1))])
     copies = [(tick(1).id, str(uuid.uuid4())) for _ in range(3)]
@@ -121,7 +149,7 @@ def test_a_tick_that_is_not_on_record_any_more_is_run(connection: Connection) ->
 
 
 def test_settled_ticks_go_soon_and_those_of_several_messages_late_and_open_ones_never(
-    ledger: Ledger, database: Database
+    ledger: AnyLedger, database: Database
 ) -> None:
     ledger.load({"report": NOON})
     ledger.claim([advance(tick(1), tick(2), tick(3), tick(4))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,6 @@ from tests.arena.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.arena.cluster import Worker
 
@@ -71,6 +71,8 @@ def test_a_beat_shows_where_it_stands_and_no_password(beats: Callable[..., BeatC
     wait_until(lambda: "lock session open" in second.log, LIMIT, "a standby")
     assert "singleton -> beat of 'shop', postgresql+psycopg2://postgres:***@" in first.log
     assert "names 'oftn', which is no entry" in first.log
+    assert "psycopg2" in Path(f"/proc/{first.keeper}/maps").read_text()
+    assert "psycopg2" not in Path(f"/proc/{first.pid}/maps").read_text()
     assert PASSWORD not in first.log + second.log
 
     def shown() -> dict[str, Any]:

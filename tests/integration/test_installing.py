@@ -300,6 +300,39 @@ def test_the_keeper_loads_no_celery() -> None:
     assert python(f"import sys, celery_highlander.keeper.__main__; print({loaded})") == "[]"
 
 
+def test_what_runs_in_workers_and_beats_loads_no_database_driver() -> None:
+    loaded = "sorted({name.partition('.')[0] for name in sys.modules} & {'sqlalchemy', 'psycopg', 'psycopg2'})"
+    code = f"""
+import sys
+from celery import Celery
+from celery_highlander import Highlander, singleton_task
+app = Celery('proj')
+app.conf.highlander_url = 'postgresql+psycopg2://app:s3cret@127.0.0.1:1/shop?sslmode=prefer'
+highlander = Highlander(app)
+highlander.queue('ledger')
+@singleton_task
+def once(): pass
+app.finalize()
+import celery_highlander.beat.scheduler, celery_highlander.beat.ledger, celery_highlander.worker.bootsteps
+from celery_highlander.worker.banner import lines_of
+settings = highlander.settings()
+print(highlander.target(settings).connect_args, lines_of(highlander, settings, ['ledger'], [])[2].split()[-1], {loaded})
+"""
+    assert python(code) == "{} postgresql+psycopg2://app:***@127.0.0.1:1/shop []"
+
+
+@pytest.mark.postgres
+def test_a_worker_has_its_driver_in_its_keepers_memory_alone(project: Project) -> None:
+    project.write(SETTING_ALONE)
+    worker = project.worker()
+    project.leader()
+    from pathlib import Path
+
+    assert "psycopg2" in Path(f"/proc/{worker.keeper}/maps").read_text()
+    for pid in (worker.pid, *worker.children):
+        assert "psycopg2" not in Path(f"/proc/{pid}/maps").read_text()
+
+
 @pytest.mark.postgres
 def test_a_running_keeper_has_no_celery_in_its_memory(project: Project) -> None:
     project.write(SETTING_ALONE)

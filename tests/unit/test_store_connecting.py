@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 from celery_highlander.errors import ConfigurationError, HighlanderError, SchemaError
-from celery_highlander.store.connecting import Target, open_connection, parse_url, plain, redacted, without_password
+from celery_highlander.store import connecting
+from celery_highlander.store.connecting import (
+    Target,
+    open_connection,
+    parse_url,
+    place_of,
+    plain,
+    redacted,
+    without_password,
+)
 
 PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=6).filter(
     lambda text: text.split() == [text]
@@ -32,6 +42,31 @@ PASSWORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]
 def test_a_url_is_shown_without_its_passwords(url: str, shown: str) -> None:
     assert redacted(url) == shown
     assert repr(Target(url, {"password": "s3cret"})) == f"Target({shown})"
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("postgresql://app:s3cret@db:5432/shop", "postgresql://app:***@db:5432/shop"),
+        ("postgresql+psycopg://db", "postgresql+psycopg://db"),
+        ("postgresql+psycopg2://app@/shop?host=/run/postgresql&password=s3cret", "postgresql+psycopg2://app@/shop"),
+        ("postgresql://app:s3@cret@db/shop", "postgresql://app:***@cret@db/shop"),  # as SQLAlchemy takes it apart
+        ("postgresql://app:s3%40cret@[::1]:5432/shop", "postgresql://app:***@[::1]:5432/shop"),
+        ("app:s3cret@db", "<a URL that cannot be parsed>"),
+    ],
+)
+def test_where_a_url_leads_to_is_shown_without_what_is_nobodys_business(url: str, place: str) -> None:
+    assert place_of(url) == place
+
+
+@given(st.from_regex(connecting._ORDINARY, fullmatch=True, alphabet=st.characters(codec="ascii")))
+def test_an_ordinary_url_is_taken_apart_as_sqlalchemy_does(url: str) -> None:
+    parsed = make_url(url)
+    user, _, rest = place_of(url).partition("://")[2].rpartition("@")
+    assert (parsed.username or "") == unquote(user.removesuffix(":***"))
+    assert rest == (parsed.host or "") + (f":{parsed.port}" if parsed.port is not None else "") + (
+        f"/{parsed.database}" if parsed.database is not None else ""
+    )
 
 
 @given(PASSWORDS)
