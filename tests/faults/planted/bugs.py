@@ -538,8 +538,8 @@ BUGS = (
         (
             Change(
                 "beat/ledger.py",
-                "Tick(tick_id(self._link.key, name, at), name, at) for at in",
-                "Tick(tick_id(self._link.key, name, now), name, now) for at in",
+                "Tick(tick_id(self._ledger.key, name, at), name, at) for at in",
+                "Tick(tick_id(self._ledger.key, name, now), name, now) for at in",
             ),
         ),
         "test_beat_dies.py::test_no_tick_is_lost_or_doubled_when_the_active_beat_ends_by[redis-SIGTERM]",
