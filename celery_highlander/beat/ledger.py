@@ -13,8 +13,9 @@ import heapq
 import logging
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from datetime import datetime, timedelta, timezone
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from celery.beat import Scheduler, SchedulingError
@@ -29,7 +30,7 @@ from celery_highlander.store.ticks import Advance, Tick, tick_id
 from celery_highlander.worker.counting import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from celery import Celery
     from celery.beat import ScheduleEntry
@@ -51,6 +52,9 @@ AHEAD = 0.010
 
 NAMED = 10
 """How many entries a line of the log names, at most."""
+
+SAY_INTERVAL = 1.0
+"""Seconds between two words on what was skipped."""
 
 PRUNE_INTERVAL = 60.0
 """Seconds between two looks for ticks that nobody needs any more."""
@@ -81,6 +85,9 @@ class LedgerScheduler(Scheduler):
         self._outcomes: dict[str, str | None] = {}
         self._counts = Counts()
         self._told: dict[str, str] = {}  # entry: what was logged of it last
+        self._skipped: Counter[str] = Counter()  # not told of yet
+        self._skipped_up_to = self._acting_since
+        self._say_at = 0.0
         self._prune_at = datetime.now(timezone.utc) + timedelta(seconds=PRUNE_INTERVAL)
         super().__init__(app, **kwargs)
 
@@ -157,7 +164,7 @@ class LedgerScheduler(Scheduler):
         if self._open:
             return 0.0
         wait = (self._queue[0][0] - now).total_seconds() - AHEAD if self._queue else self.max_interval
-        return max(0.0, min(float(wait), float(self.max_interval)))
+        return max(0.0, min(float(wait), float(self.max_interval), self._say_skipped()))
 
     def _claim(self) -> None:
         """Claim what is due, or about to be, and publish it."""
@@ -184,7 +191,8 @@ class LedgerScheduler(Scheduler):
             self._plan(name, following)
         if not advances:
             return
-        self._say_skipped([advance for advance in advances if advance.skipped])
+        self._note_skipped(advance for advance in advances if advance.skipped)
+        self._say_skipped()
         claimed = self._ledger.claim(advances)
         mine = [tick for advance in advances for tick in advance.ticks if tick.id in claimed]
         self._open.extend(sorted(mine, key=lambda tick: tick.due_at))
@@ -216,20 +224,36 @@ class LedgerScheduler(Scheduler):
             return deadline
         return grace
 
-    def _say_skipped(self, advances: Sequence[Advance]) -> None:
-        """Log what was skipped, in one line: of a schedule that is more than can be sent it is much, and each time."""
-        if advances:
-            self._counts.count("ticks_skipped_total", sum(advance.skipped for advance in advances))
-            names = ", ".join(repr(advance.entry) for advance in advances[:NAMED])
-            logger.warning(
-                "beat: skipped %d missed ticks of %s%s, up to %s",
-                sum(advance.skipped for advance in advances),
-                names,
-                f" and {len(advances) - NAMED} other entries" if len(advances) > NAMED else "",
-                max(advance.last_run_at for advance in advances).isoformat(),
-                extra={"action": "ticks_skipped"},
-            )
-            tell_of_skipped(self.app, {advance.entry: advance.skipped for advance in advances})
+    def _note_skipped(self, advances: Iterable[Advance]) -> None:
+        for advance in advances:
+            self._skipped[advance.entry] += advance.skipped
+            self._skipped_up_to = max(self._skipped_up_to, advance.last_run_at)
+
+    def _say_skipped(self, *, now: bool = False) -> float:
+        """Tell what was skipped, at most once a second: of a schedule that is more than can be sent it is much.
+
+        Returns:
+            Seconds until the next word of it.
+        """
+        left = 0.0 if now else max(0.0, self._say_at - time.monotonic())
+        if not self._skipped or left > 0:
+            return left if self._skipped else inf
+        skipped, self._skipped = self._skipped, Counter()
+        self._say_at = time.monotonic() + SAY_INTERVAL
+        self._counts.count("ticks_skipped_total", skipped.total())
+        names = ", ".join(repr(name) for name in list(skipped)[:NAMED])
+        logger.warning(
+            "beat: skipped %d missed ticks of %s%s, up to %s",
+            skipped.total(),
+            names,
+            f" and {len(skipped) - NAMED} other entries" if len(skipped) > NAMED else "",
+            self._skipped_up_to.isoformat(),
+            extra={"action": "ticks_skipped"},
+        )
+        if not now:  # else there may be no broker, and no time
+            tell_of_skipped(self.app, skipped)
+        self._counts.deliver()
+        return inf
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
@@ -318,6 +342,7 @@ class LedgerScheduler(Scheduler):
 
     def close(self) -> None:
         """Let go of database and broker."""
+        self._say_skipped(now=True)
         self._publishing.disconnect()
         self._ledger.close()
 
