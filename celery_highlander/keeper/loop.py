@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import selectors
+import signal
 import socket
 import threading
 from collections import Counter, deque
@@ -512,14 +513,15 @@ class Keeper:
     def _kill_worker(self, reason: str) -> None:
         if self._worker_gone_at is not None:
             return
+        for victim in [self._worker, *self._registered()]:
+            victim.send(signal.SIGSTOP)  # before anything is looked for, which may take its time; no child is started
         logger.critical(
             "killing the worker, pid %d: it did not stop its singletons before the lease ends (%s)",
             self._worker.pid,
             reason,
             extra={"action": "kill_worker"},
         )
-        tree = freeze(self._worker_tree)  # with the worker itself: it must not start another child meanwhile
-        self._doom(tree + self._registered())
+        self._doom(freeze(self._worker_tree) + self._registered())
 
     def _find_work(self) -> list[int]:
         """The pool children that live, and what tasks of singleton queues have started, orphans too."""
@@ -734,10 +736,10 @@ class Keeper:
     def emergency(self, error: BaseException) -> None:
         """The loop broke: leave nothing running that the election does not watch over."""
         message = str(error) if isinstance(error, HighlanderError) else repr(error)
-        logger.critical("the keeper failed: %s", message, exc_info=error, extra={"action": "emergency"})
         if self._launcher is not None:
             self._launcher.end()
         self._close_session()
+        logger.critical("the keeper failed: %s", message, exc_info=error, extra={"action": "emergency"})
 
 
 def _known(type_: type[_Value], fields: Message) -> _Value:

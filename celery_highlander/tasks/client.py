@@ -123,6 +123,8 @@ class RunClient:
             self._watch.enter(run)
             if self._watch.closed:
                 raise DatabaseUnavailableError("the keeper died.")
+            if want.abort and self._watch.is_late:  # this process was paused between the answer and here
+                raise DatabaseUnavailableError("the lease of this node has ended.")
             try:
                 yield answer["key"], answer["token"]
             finally:

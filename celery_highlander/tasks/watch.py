@@ -23,7 +23,6 @@ from celery_highlander.errors import SingletonRunLostError
 from celery_highlander.keeper.messages import Channel, ChannelClosedError
 from celery_highlander.keeper.vocabulary import KEEPER_ANSWERS
 from celery_highlander.worker import native
-from celery_highlander.worker.deadman import DeadMansSwitch
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -45,6 +44,12 @@ _LAST_WORDS = 0.03
 _MOST_EARLY = 1000  # losses that are remembered for runs that are about to begin
 
 _SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None  # one that nobody else is likely to use
+
+
+def _say(level: int, message: str, **more: Any) -> None:
+    """Log on a thread of its own: this one has to kill in time, and whoever logs may wait for a reader for ever."""
+    with contextlib.suppress(Exception):
+        native.start_thread(lambda: logger.log(level, "%s", message, **more))
 
 
 class Interrupt(Protocol):
@@ -79,9 +84,13 @@ class ActiveRun:
         """Its lock is lost."""
         if self.abort and not self.lost:
             self.lost, self.kill_at = reason, kill_at
-            logger.warning("a run of %s has lost its lock (%s)", self.name, reason, extra={"action": "run_lost"})
             if self.interrupt is not None:
                 self.interrupt.raise_soon()
+            _say(
+                logging.WARNING,
+                f"a run of {self.name} has lost its lock ({reason})",
+                extra={"action": "run_lost"},
+            )
 
     @property
     def error(self) -> SingletonRunLostError:
@@ -118,12 +127,17 @@ class RunWatch:
         """A run begins."""
         self._runs[run.number] = run
         self._had_runs = True
-        if self._asleep:
+        if self._asleep or self._cell.deadline - boot_time() < _DOZE / 1000:  # else it looks in time by itself
             self._asleep = False
             self._wake_out.send(b".")
         early = self._early.pop(run.number, None)
         if early is not None:
             run.lose(*early)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether no run may go on at this instant."""
+        return boot_time() >= self._cell.deadline
 
     def leave(self, run: ActiveRun) -> None:
         """It has ended."""
@@ -133,9 +147,9 @@ class RunWatch:
         try:
             while not self.closed:
                 self._turn()
-        except Exception as error:  # whatever it is: unwatched they must not go on
-            logger.critical("the watch over singleton tasks failed", exc_info=True)
+        except Exception as error:  # noqa: BLE001  # whatever it is: unwatched they must not go on
             self._lose_all(repr(error))
+            _say(logging.CRITICAL, "the watch over singleton tasks failed", exc_info=error)
         while self._runs:  # of a keeper that is gone: until they have ended, or are dead
             self._enforce()
             native.sleep(0.05)
@@ -193,10 +207,10 @@ class RunWatch:
             run.lose("its lease ends", now)
             run.overdue = True
             if self._deadly:
-                DeadMansSwitch().set(now + _LAST_WORDS)
-                logger.critical("killing this process: %s did not end before its lease does", run.name)
+                _say(logging.CRITICAL, f"killing this process: {run.name} did not end before its lease does")
+                native.sleep(_LAST_WORDS)
                 os.kill(os.getpid(), signal.SIGKILL)
-            logger.critical("%s goes on UNSAFELY: its lease has ended", run.name)
+            _say(logging.CRITICAL, f"{run.name} goes on UNSAFELY: its lease has ended")
 
     def _due(self, run: ActiveRun) -> float:
         """When a run has to be over."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from celery_highlander.clock import boot_time
+from celery_highlander.clock import boot_time, poll_timeout
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE, register
 from celery_highlander.keeper.marks import Searcher, TaskMark
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from celery_highlander.worker.inside import TasksInside
 
 _REGISTER_TIMEOUT = 5.0  # seconds: the keeper answers within milliseconds, unless it is gone
+_JOIN_TIMEOUT = 1.0  # seconds for it to accept a connection, and again to answer over it
 _RETRY = 0.2  # seconds between two tries to reach the keeper
 
 
@@ -41,6 +42,7 @@ class ChildGuard:
     def __init__(self, address: str) -> None:
         self._address = address
         self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_out.setblocking(False)
         self._connection: socket.socket | None = None
         self._cell: LeaseCell | None = None
         self._has_cell = threading.Event()
@@ -55,11 +57,11 @@ class ChildGuard:
         """A task of a singleton queue begins; None where the keeper does not know of this process."""
         if not self._has_cell.wait(_REGISTER_TIMEOUT) or self._cell is None:
             return None
-        self._guarded += 1
         self._margin = term.kill_margin
+        self._guarded += 1
+        self._wake()
         self._mark.put()
-        self._wake_out.send(b".")
-        return Leadership(term, self._cell)
+        return Leadership(term, self._cell) if boot_time() < self._cell.deadline else None
 
     def leave(self) -> None:
         """It has ended."""
@@ -67,15 +69,27 @@ class ChildGuard:
             self._guarded -= 1
             if not self._guarded:
                 self._switch.set(0.0)
-        if not self._guarded:
-            self._mark.remove()
-        self._wake_out.send(b".")
+        try:
+            if not self._guarded:
+                self._mark.remove()
+        finally:
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it has been told often enough
+            self._wake_out.send(b".")
 
     def _run(self) -> None:
+        try:
+            self._guard()
+        finally:  # it never returns: whatever this is, no task may run here unguarded
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _guard(self) -> None:
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
         while True:
-            if self._connection is None and self._join():
+            if self._connection is None and not self._is_at_its_end() and self._join():
                 poll.register(self._connection.fileno(), select.POLLIN)  # type: ignore[attr-defined]  # just joined
             wait = None if self._connection is not None else _RETRY
             if self._guarded > 0 and self._cell is not None:
@@ -83,7 +97,7 @@ class ChildGuard:
                 if left <= 0:
                     self._die()  # the lease ends, and whoever should have said so is frozen
                 wait = left if wait is None else min(wait, left)
-            ready = {descriptor for descriptor, _ in poll.poll(None if wait is None else max(1.0, wait * 1000))}
+            ready = {descriptor for descriptor, _ in poll.poll(None if wait is None else poll_timeout(wait))}
             if self._wake_in.fileno() in ready:
                 self._wake_in.recv(4096)
             if self._connection is not None and self._connection.fileno() in ready:
@@ -91,6 +105,10 @@ class ChildGuard:
                 self._has_cell.clear()
                 self._connection.close()  # the keeper says nothing over it: this is its end
                 self._connection = None
+
+    def _is_at_its_end(self) -> bool:
+        """Whether there is no time left for a keeper that may not answer."""
+        return self._guarded > 0 and self._cell is not None and self._cell.deadline - boot_time() < 2 * _JOIN_TIMEOUT
 
     def _arm(self, deadline: float) -> float:
         """Have the kernel end this process should `_die` not have done so half a margin after the deadline.
@@ -113,6 +131,8 @@ class ChildGuard:
         every process, and may have to wait for any of them.
         """
         me, worker = os.getpid(), os.getppid()
+        if not self._switch.works:  # a fork may have to wait for whatever is hooked into it
+            os.kill(me, signal.SIGKILL)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: it needs none of them
@@ -124,12 +144,17 @@ class ChildGuard:
 
     def _join(self) -> bool:
         try:
-            connection, descriptor = register(self._address, 1.0)
+            connection, descriptor = register(self._address, _JOIN_TIMEOUT)
         except OSError:
             return False
+        try:
+            self._cell = LeaseCell(descriptor)
+        except (OSError, ValueError):
+            connection.close()
+            return False
+        finally:
+            os.close(descriptor)
         self._connection = connection
-        self._cell = LeaseCell(descriptor)
-        os.close(descriptor)
         self._has_cell.set()
         return True
 
@@ -177,10 +202,12 @@ def _enter(task_id: str = "", task: Task | None = None, **kwargs: Any) -> None:
     if _inside is not None:
         set_current(_inside.enter(task_id, term))
     elif _guard is not None:
-        leadership = _guard.enter(term)
-        if leadership is None:
-            os.kill(os.getpid(), signal.SIGKILL)  # nobody could kill it before the lease ends: it must not begin
-            return
+        leadership = None
+        try:
+            leadership = _guard.enter(term)
+        finally:  # also of an error, which Celery would take for the signal's alone
+            if leadership is None:
+                os.kill(os.getpid(), signal.SIGKILL)  # nobody could kill it before the lease ends: it must not begin
         set_current(leadership)
     else:
         return

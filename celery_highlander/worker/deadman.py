@@ -50,11 +50,16 @@ class DeadMansSwitch:
         if self._libc.timer_create(_CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(timer)) == 0:
             self._timer = timer
 
+    @property
+    def works(self) -> bool:
+        """Whether there is a timer."""
+        return self._timer is not None
+
     def set(self, deadline: float) -> None:
         """Have this process killed at `deadline` (boot-time clock, seconds); never, where it is 0."""
         if self._timer is None or deadline == self._deadline:
             return
-        self._deadline = deadline
         fraction, seconds = math.modf(deadline)
         when = _When(at_s=int(seconds), at_ns=int(fraction * 1e9))
-        self._libc.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(when), None)
+        if self._libc.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(when), None) == 0:
+            self._deadline = deadline

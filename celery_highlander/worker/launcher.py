@@ -21,7 +21,7 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from celery_highlander.clock import boot_time
+from celery_highlander.clock import boot_time, poll_timeout
 from celery_highlander.keeper.cell import LeaseCell
 from celery_highlander.keeper.children import ADDRESS_VARIABLE, LEDGER_VARIABLE, ledger_address
 from celery_highlander.keeper.messages import LINE_LIMIT, Channel, ChannelClosedError, Message, MessageError, parse
@@ -222,7 +222,7 @@ def _watch(channel: Channel, cell: LeaseCell, leadership: Leadership) -> None:
         left = cell.deadline - boot_time()
         if left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        poll.poll(max(1.0, left * 1000))
+        poll.poll(poll_timeout(left))
         try:
             for message in channel.receive():
                 if message["type"] == "stop":

@@ -504,7 +504,7 @@ class KeeperLink:
         if self._keeper is not None:
             with contextlib.suppress(OSError):
                 self._keeper.kill()
-            self._keeper.wait()
+            self._keeper.wait(KEEPER_EXIT_TIMEOUT)  # one that hangs in the kernel may not hang us, too
             self._keeper = None
         if self._channel is not None:
             self._channel.close()

@@ -20,7 +20,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from celery_highlander.clock import boot_time
+from celery_highlander.clock import boot_time, poll_timeout
 from celery_highlander.keeper import process_table
 from celery_highlander.keeper.processes import END_SIGNAL
 from celery_highlander.keeper.victims import adopt_orphans, call_this_process, freeze
@@ -98,7 +98,7 @@ def _await_end(pid: int, channel: int, cell: LeaseCell, wake: socket.socket) -> 
     poll.register(wake, select.POLLIN)
     poll.register(channel, 0)  # hang-up only: the messages are for the process
     while (left := cell.deadline - boot_time()) > 0:
-        ready = {descriptor for descriptor, _ in poll.poll(max(1.0, left * 1000))}
+        ready = {descriptor for descriptor, _ in poll.poll(poll_timeout(left))}
         if channel in ready:
             return False
         if wake.fileno() in ready and END_SIGNAL in wake.recv(4096):
