@@ -24,11 +24,14 @@ class LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # whatever s
     """Writes to standard error what has room there: a keeper never waits for whoever reads the worker's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record, unless that would block."""
+        """Write one record, as far as there is room for it."""
         poll = select.poll()
         poll.register(self.stream, select.POLLOUT)
-        if poll.poll(0):
-            super().emit(record)
+        line = f"{self.format(record)}\n".encode(errors="replace")
+        for start in range(0, len(line), select.PIPE_BUF):  # for so much, where there is room at all
+            if not poll.poll(0):
+                return
+            os.write(self.stream.fileno(), line[start : start + select.PIPE_BUF])
 
 
 class PipeHandler(logging.Handler):

@@ -99,7 +99,7 @@ class Searcher:
 
 def _bears(pid: int, value: str, *, is_fork_possible: bool) -> bool:
     entry = f"{VARIABLE}={value}".encode()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*process_table.NOT_THERE):
         environment = b"\0" + Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
         if b"\0" + entry + b"\0" in environment or b"\0" + entry + b":" in environment:
             return True
@@ -110,7 +110,7 @@ def _bears(pid: int, value: str, *, is_fork_possible: bool) -> bool:
 
 
 def _mappings(pid: int) -> list[re.Match[bytes]]:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*process_table.NOT_THERE):
         return list(_IS_MAPPED.finditer(Path(f"/proc/{pid}/maps").read_bytes()))
     return []
 

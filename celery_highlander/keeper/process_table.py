@@ -10,6 +10,9 @@ from typing import NamedTuple
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 """Seconds: the unit of `Process.started`."""
 
+NOT_THERE = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""What says that there is no such process, or none of ours. Any other error says nothing, least of all that."""
+
 _DEAD = frozenset("ZX")
 _AT_REST = frozenset("TtZXD")  # D: it cannot fork now, and stops before it could
 
@@ -28,7 +31,7 @@ def _read(pid: int) -> tuple[Process, bool] | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # hundreds of these in a row: Path is slow
             fields = file.read().rpartition(b")")[2].split()
-    except OSError:
+    except NOT_THERE:
         return None
     state = fields[0].decode()
     # The first thread may have ended while others go on: then it looks like a zombie, with more than one thread.
@@ -37,9 +40,13 @@ def _read(pid: int) -> tuple[Process, bool] | None:
 
 
 def snapshot() -> dict[int, Process]:
-    """Return all living processes by pid; one after the other, so not all at one instant."""
+    """Return all living processes by pid; one after the other, so not all at one instant.
+
+    Raises:
+        OSError: they cannot be read: there are too many open files, or too little memory.
+    """
     found = {}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError):  # another system has no /proc
         for name in os.listdir("/proc"):  # noqa: PTH208  # as above
             if name.isdigit() and (entry := _read(int(name))) is not None and entry[1]:
                 found[int(name)] = entry[0]

@@ -326,12 +326,21 @@ class KeeperLink:
         while not self._closed:
             try:
                 self._turn()
-            except Exception:  # noqa: PERF203  # it must go on, whatever happens
-                logger.critical("the link to the keeper failed: stopping this worker's singletons", exc_info=True)
-                self._keeper_lost("the link failed")
+            except Exception as error:  # noqa: BLE001, PERF203  # it must go on, whatever happens
+                self._failed_with(error)
         if self._channel is not None:
             self._channel.close()
         self._thread_ended.set()
+
+    def _failed_with(self, error: Exception) -> None:
+        """Stop the singletons of this worker; where not even that can be done, the worker itself."""
+        try:
+            self._keeper_lost("the link failed")
+        except Exception:
+            if self._held and self._plan.settings.on_stuck == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            logger.critical("the link to the keeper failed, and could not stop its singletons", exc_info=True)
+        logger.critical("the link to the keeper failed: stopping this worker's singletons", exc_info=error)
 
     def _turn(self) -> None:
         now = boot_time()

@@ -70,6 +70,10 @@ class PreforkStopper:
         pid = run.request.worker_pid
         if run.killed or not pid:
             return
+        with contextlib.suppress(OSError):  # tried again with the next look; at the lease's end the child ends itself
+            self._stop(run, pid)
+
+    def _stop(self, run: Run, pid: int) -> None:
         searcher = Searcher(os.environ[ADDRESS_VARIABLE], os.getpid())
         victims = freeze(lambda: searcher.find([pid], pid))
         if not victims:
@@ -95,8 +99,10 @@ class PreforkStopper:
         pid = run.request.worker_pid
         if not pid:
             return
-        searcher = Searcher(os.environ[ADDRESS_VARIABLE], os.getpid())
-        orphans = freeze(lambda: searcher.find([], pid))
+        orphans: list[Victim] = []
+        with contextlib.suppress(OSError):
+            searcher = Searcher(os.environ[ADDRESS_VARIABLE], os.getpid())
+            orphans = freeze(lambda: searcher.find([], pid))
         for orphan in orphans:
             orphan.kill()
         give_up_at = boot_time() + CLEAN_UP_LIMIT

@@ -118,7 +118,7 @@ BUGS = (
     ),
     Bug(
         "a keeper waits for whoever reads the log",
-        (Change("keeper/__main__.py", "        if poll.poll(0):\n", "        if True:\n"),),
+        (Change("keeper/__main__.py", "            if not poll.poll(0):\n", "            if False:\n"),),
         "test_unread_log.py::test_its_singletons_go_to_another_node_and_it_is_killed[prefork]",
     ),
     Bug(
